@@ -306,5 +306,9 @@ def _origin(result: Conversion) -> Iterator[tuple[str, str]]:
     yield "prefills", ", ".join(map(str, manifest.text.prefill_sizes)) + " tokens"
     if result.calibration is not None:
         yield "calibrated", "with a text: docs/calibration.md"
-    if manifest.drafter is not None:
-        yield "drafter", f"accepts {manifest.drafter.accepted:.2f} of {len(manifest.drafter.acceptance)} drafts a step"
+    drafter = manifest.drafter
+    if drafter is not None and drafter.checkpoint is not None:
+        yield "drafter", drafter.checkpoint.name
+        yield "sha256 of the drafter", drafter.checkpoint.sha256
+    elif drafter is not None:
+        yield "drafter", f"accepts {drafter.accepted:.2f} of {len(drafter.acceptance)} drafts a step"

@@ -94,7 +94,9 @@ class Lock:
     draft_tokens: Annotated[DraftTokens | None, MayBeAbsent()] = None
     """How many drafts a step of speculative decoding checks; None for a bundle without it."""
     drafter: Annotated[DrafterSettings | None, MayBeAbsent()] = None
-    """How the bundle's drafter was made, even if it was left out as too slow; None if none was asked for."""
+    """How the bundle's drafter was fitted, even if it was left out as too slow; None if none was asked for."""
+    assistant: Annotated[CheckpointRecord | None, MayBeAbsent()] = None
+    """The checkpoint of the bundle's drafter, if that was published."""
 
 
 def completed(lock: Lock, manifest: Manifest) -> Lock:
@@ -116,7 +118,7 @@ def lock_line(lock: Lock) -> str:
 def _value(lock: Lock) -> dict[str, object]:
     value = {"format": FORMAT, **dataclasses.asdict(lock)}
     drop_defaults(value["recipes"])
-    for key in ("draft_tokens", "drafter"):
+    for key in ("draft_tokens", "drafter", "assistant"):
         if value[key] is None:
             del value[key]
     if lock.export is not None:

@@ -60,7 +60,7 @@ GroupKind = Literal["text", "token_embedding", "per_layer_embedding", "vision", 
 GROUP_NAMES: tuple[GroupKind, ...] = get_args(GroupKind)
 """The groups that answer a prompt, in the order in which they are shown; each is of the kind of its name."""
 CHECKPOINT_GROUPS = tuple(name for name in GROUP_NAMES if name != "drafter")
-"""Those that hold weights of a checkpoint; a drafter is fitted."""
+"""Those that hold weights of the model's own checkpoint."""
 
 RESERVED_PREFIX = "prefill"
 """No size's signature prefix may start with this: LiteRT-LM would take its signatures for prefills."""
@@ -272,17 +272,23 @@ class QuantRecord:
 
 @dataclass(frozen=True, slots=True)
 class DrafterRecord:
-    """The size that a drafter was fitted to, and how good it is on text that it was not fitted to."""
+    """What a drafter guesses for: one that was fitted to a size, or one that was published for the model."""
 
     size: SizeName
-    acceptance: tuple[Annotated[float, Range(0.0, 1.0)], ...]
-    """The fraction of steps in which the first draft is right, the first two, and so on, up to `draft_tokens`."""
-    steps: Annotated[int, Range(1, 2**40)]
+    """The size that it was fitted to, or that a published one drafts for."""
+    acceptance: Annotated[tuple[Annotated[float, Range(0.0, 1.0)], ...], MayBeAbsent()] = ()
+    """Of a fitted one, on text that it was not fitted to: the fraction of steps in which the first draft is right, the
+    first two, and so on, up to `draft_tokens`."""
+    steps: Annotated[Annotated[int, Range(1, 2**40)] | None, MayBeAbsent()] = None
     """The number of steps on which this was measured."""
+    checkpoint: Annotated[CheckpointRecord | None, MayBeAbsent()] = None
+    """The checkpoint of a published one; None for one that was fitted."""
+    caches: Annotated[tuple[Name, ...], MayBeAbsent()] = ()
+    """The tensors of the model's KV caches that a published one reads."""
 
     @property
     def accepted(self) -> float:
-        """The mean number of drafts that a step accepts."""
+        """The mean number of drafts that a step accepts, of a fitted one."""
         return sum(self.acceptance)
 
 

@@ -18,6 +18,7 @@ from toolkit.bundle.manifest import (
     RESERVED_PREFIX,
     TOWER_FILES,
     AudioRecord,
+    DrafterRecord,
     Manifest,
     TextRecord,
     VisionRecord,
@@ -130,14 +131,42 @@ def _drafter_faults(manifest: Manifest) -> Iterator[Fault]:
     drafter, drafts = manifest.drafter, manifest.text.draft_tokens
     if drafter is None:
         return
-    files, wanted = manifest.groups["drafter"].files, (DRAFTER, DRAFTER_TEXT)
+    files, wanted = manifest.groups["drafter"].files, (DRAFTER, DRAFTER_TEXT)[: 2 if drafter.checkpoint is None else 1]
     if sorted(files) != sorted(wanted):
         yield _fault("groups drafter files", ", ".join(files), " and ".join(wanted))
-    if len(drafter.acceptance) != drafts:
-        number = "as many as draft_tokens" if drafts is None else f"{drafts}, as draft_tokens"
-        yield _fault("groups drafter runtime acceptance", f"{len(drafter.acceptance)} numbers", number)
     if drafter.size not in manifest.sizes:
         yield _fault("groups drafter runtime size", drafter.size, " or ".join(manifest.sizes))
+    if drafter.checkpoint is None:
+        yield from _fitted_faults(drafter, drafts)
+    else:
+        yield from _published_faults(drafter, manifest.text)
+
+
+def _fitted_faults(drafter: DrafterRecord, drafts: int | None) -> Iterator[Fault]:
+    """Faults of the record of a drafter that was fitted."""
+    place = "groups drafter runtime"
+    if len(drafter.acceptance) != drafts:
+        number = "as many as draft_tokens" if drafts is None else f"{drafts}, as draft_tokens"
+        yield _fault(f"{place} acceptance", f"{len(drafter.acceptance)} numbers", number)
+    if drafter.steps is None:
+        yield _fault(f"{place} steps", "missing", "how many steps acceptance was measured on")
+    if drafter.caches:
+        yield _fault(f"{place} caches", ", ".join(drafter.caches), "none without the checkpoint of a drafter")
+
+
+def _published_faults(drafter: DrafterRecord, text: TextRecord) -> Iterator[Fault]:
+    """Faults of the record of a drafter that was published."""
+    place = "groups drafter runtime"
+    if text.draft_tokens is None:
+        yield _fault(f"{_TEXT} draft_tokens", "missing", "how many drafts a step checks, because there is a drafter")
+    if drafter.acceptance or drafter.steps is not None:
+        yield _fault(place, "acceptance or steps", "neither beside checkpoint: they are of drafters that were fitted")
+    if not drafter.caches:
+        yield _fault(f"{place} caches", "none", "the caches that it reads")
+    names = {name for cache in text.kv_caches for name in (cache.key, cache.value)}
+    for name, count in Counter(drafter.caches).items():
+        if name not in names or count > 1:
+            yield _fault(f"{place} caches", f"{name} {count} times", "names of kv_caches, each once")
 
 
 def _overlap(one: range, other: range) -> bool:

@@ -7,12 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from toolkit.base.directory_swap import restore_missing
 from toolkit.base.errors import BundleError, ToolkitError
 from toolkit.base.strict_json import collect_record, open_regular, parse_json, without_format
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.manifest import FORMAT, MANIFEST_NAME, Manifest, SamplingRecord
+from toolkit.bundle.manifest import FORMAT, MANIFEST_NAME, DrafterRecord, Manifest, SamplingRecord
 from toolkit.bundle.manifest_faults import contradictions
 
 _OPTIONAL = ("text_vocab_size", "sampling", "draft_tokens")
@@ -88,6 +89,8 @@ def _encoded(manifest: Manifest) -> bytes:
                 del group["runtime"][key]
         if group["runtime"] is not None:
             drop_sampling_defaults(group["runtime"].get("sampling"))
+        if group["kind"] == "drafter":
+            _drop_drafter_defaults(group["runtime"])
     return encode_manifest(value)
 
 
@@ -105,6 +108,15 @@ def drop_sampling_defaults(sampling: dict[str, object] | None) -> None:
     for field in dataclasses.fields(SamplingRecord):
         if sampling[field.name] == field.default:
             del sampling[field.name]
+
+
+def _drop_drafter_defaults(drafter: dict[str, Any]) -> None:
+    """Leave out what only a drafter of the other kind has."""
+    for field in dataclasses.fields(DrafterRecord):
+        if drafter[field.name] == field.default:
+            del drafter[field.name]
+    if "checkpoint" in drafter and not drafter["checkpoint"]["adapters"]:
+        del drafter["checkpoint"]["adapters"]
 
 
 def encode_manifest(value: Mapping[str, object]) -> bytes:

@@ -114,23 +114,36 @@ class TextShapes:
         """The signatures of the token embedder, by name; there is one for each number of tokens in `counts`."""
         return {f"embed_{n}": _embedder(n, "embeddings", (1, n, self.hidden_size)) for n in counts}
 
-    def drafter(self, caches: Collection[str] = ()) -> dict[str, SignatureShape]:
-        """The only signature of a drafter, which may read the decoder's caches among these names."""
+    def drafter(self, caches: Collection[str] = (), buckets: Iterable[int] = ()) -> dict[str, SignatureShape]:
+        """The signatures of a drafter, which may read the decoder's caches among these names, by name."""
         read = {name: _floats(*shape) for name, shape in self.caches.items() if name in caches}
         inputs = read | {
             "activations": _floats(1, 1, 2 * self.hidden_size),
             "input_pos": TensorShape("INT32", (1,)),
-            "mask": _floats(1, 1, 1, self.context),
         }
         outputs = {
             "logits": _floats(1, 1, self.vocab_size),
             "projected_activations": _floats(1, 1, self.hidden_size),
         }
-        return {DRAFT: SignatureShape(inputs, outputs)}
+        return {
+            draft_signature(bucket): SignatureShape(
+                inputs | {"mask": _floats(1, 1, 1, bucket or self.context)}, outputs
+            )
+            for bucket in (None, *buckets)
+        }
 
     def per_layer_embedder(self) -> dict[str, SignatureShape]:
         """The only signature of a .litertlm's per-layer embedder."""
         return {"embed_1": _embedder(1, "per_layer_embeddings", (1, 1, self.num_layers, self.ple_size))}
+
+
+def draft_signature(bucket: int | None = None) -> str:
+    """The name of a drafter's signature that reads the first `bucket` positions of the caches, or all.
+
+    >>> draft_signature(), draft_signature(512)
+    ('draft', 'in_512_draft')
+    """
+    return DRAFT if bucket is None else f"in_{bucket}_{DRAFT}"
 
 
 def vision_shapes(vision: VisionRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
@@ -179,7 +192,8 @@ def bundle_signatures(manifest: Manifest) -> dict[str, Mapping[str, SignatureSha
     if manifest.audio is not None:
         found |= audio_shapes(manifest.audio, text.hidden_size)
     if manifest.drafter is not None:
-        found[DRAFTER] = shapes.drafter()
+        caches = manifest.drafter.caches
+        found[DRAFTER] = shapes.drafter(caches, text.context_buckets if caches else ())
     return found
 
 

@@ -16,7 +16,6 @@ from toolkit.base.signatures import Signer
 from toolkit.bundle.lock import LockedExport, lock_line, parse_lock
 from toolkit.bundle.manifest import (
     AUDIO_ENCODER,
-    DRAFTER,
     FLOAT32_FILES,
     LOCK,
     TOWER_FILES,
@@ -135,7 +134,7 @@ def export_litertlm(
         sections = [*text_sections(parts, manifest.size(size), drafts="drafter" in groups)]
         sections += tower_sections(parts, groups, model_type)
         if "drafter" in groups:
-            drafter = parts.whole(DRAFTER) if options.drafter is None else options.drafter.part
+            drafter = parts.drafter() if options.drafter is None else options.drafter.part
             sections.append(Section(tables.TFLITE_MODEL, (drafter,), schema.DRAFTER))
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, metadata_section(parts, groups, model_type, options.sampling))

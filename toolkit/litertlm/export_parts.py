@@ -7,7 +7,8 @@ from pathlib import Path
 
 from toolkit.base.errors import BundleError
 from toolkit.base.files import hash_file, require_free_space
-from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.manifest import DRAFTER, Manifest
+from toolkit.bundle.signatures import DRAFT
 from toolkit.litertlm.container import FilePart
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord
@@ -27,6 +28,18 @@ class ExportParts:
         if name not in files or not (self.bundle / name).is_file():
             raise BundleError(file=self.bundle, found=f"no {name}", remedy="convert it again")
         return FilePart(self.bundle / name, files[name].bytes, files[name].sha256)
+
+    def drafter(self) -> FilePart:
+        """The bundle's drafter with only the signature for the whole context: the engine runs the first one."""
+        whole = self.whole(DRAFTER)
+        if len(read_tflite(whole.path).model.signatures) == 1:
+            return whole
+        whole.require_hash()
+        require_free_space(self._scratch, whole.file_size)
+        path = self._scratch / DRAFTER
+        select_signatures(whole.path, path, {DRAFT: DRAFT}, without_tables=True)
+        found = hash_file(path)
+        return FilePart(path, found.size, found.sha256)
 
     def read(self, name: str) -> bytes:
         """The content of a small file; BundleError if it is missing or its hash is wrong."""

@@ -25,12 +25,16 @@ def select_signatures(
     change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
     *,
     composite_norms: bool = False,
+    without_tables: bool = False,
 ) -> None:
     """Write to `target` the signatures of `source` in `names` (new name to old name), in that order.
 
     `change`, if given, is applied to the subgraph of each; then, with `composite_norms`, RMS norms become composites.
-    Buffers that no selected signature uses are left out. The target is written in place: the caller renames it when it
-    is complete. GraphError if a signature is missing, or if a selected one calls one that is not selected.
+    Buffers that no selected signature uses are left out. The others are stored by their numbers. With `without_tables`,
+    for a source without lookup tables, they are stored in its order: the target is then the file that the source would
+    be if it had been written with these signatures alone.
+    The target is written in place: the caller renames it when it is complete. GraphError if a signature is missing, or
+    if a selected one calls one that is not selected.
     """
     content = read_tflite(source)
     graphs = tuple(replace(_renumbered(content, names, old), name=new) for new, old in names.items())
@@ -46,7 +50,7 @@ def select_signatures(
     if composite_norms:
         model = with_composite_norms(model)
         buffers = list(model.buffers)
-    placed = _place(buffers, len(pack(model)))
+    placed = _place(buffers, len(pack(model)), without_tables=without_tables)
     header = pack(replace(model, buffers=placed))
     with open(source, "rb") as read, open(target, "wb") as write:
         write_at(write.fileno(), header, 0)
@@ -70,17 +74,20 @@ def _renumbered(content: TfliteContent, names: Mapping[str, str], old_name: str)
     return replace(graph, operators=tuple(op.calling(places) for op in graph.operators))
 
 
-def _place(buffers: list[BufferRecord], header_bytes: int) -> tuple[BufferRecord, ...]:
-    """The buffers with new offsets after the header, in the old order; page-aligned buffers stay page-aligned."""
-    placed = []
+def _place(buffers: list[BufferRecord], header_bytes: int, *, without_tables: bool = False) -> tuple[BufferRecord, ...]:
+    """The buffers with new offsets after the header, in the order of their numbers; page-aligned ones stay so.
+
+    With `without_tables`, they are in the order of their old offsets, and none needs a page of its own.
+    """
+    placed = list(buffers)
     end = header_bytes
-    for buffer in buffers:
+    for n in sorted(range(len(buffers)), key=lambda n: buffers[n].offset_bytes if without_tables else n):
+        buffer = buffers[n]
         if buffer.offset_bytes:
-            border = MATRIX_ALIGNMENT if buffer.offset_bytes % PAGE_BYTES else PAGE_BYTES
+            border = MATRIX_ALIGNMENT if without_tables or buffer.offset_bytes % PAGE_BYTES else PAGE_BYTES
             offset = align_up(end, border)
             end = offset + buffer.size_bytes
-            buffer = replace(buffer, offset_bytes=offset)
-        placed.append(buffer)
+            placed[n] = replace(buffer, offset_bytes=offset)
     return tuple(placed)
 
 

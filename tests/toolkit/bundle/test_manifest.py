@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,8 +19,19 @@ from hypothesis import strategies as st
 from toolkit.base import files
 from toolkit.base.errors import BundleError
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.manifest import MANIFEST_NAME, TOWER_FILES, FileRecord, GroupRecord, Manifest
+from toolkit.bundle.manifest import (
+    DRAFTER,
+    DRAFTER_TEXT,
+    MANIFEST_NAME,
+    TOWER_FILES,
+    CheckpointRecord,
+    DrafterRecord,
+    FileRecord,
+    GroupRecord,
+    Manifest,
+)
 from toolkit.bundle.manifest_json import dump_manifest, encode_manifest, parse_manifest, read_manifest
+from toolkit.bundle.signatures import bundle_signatures
 from toolkit.bundle.write import describe
 
 
@@ -249,6 +261,58 @@ def test_every_key_is_wanted() -> None:
             drop(value[key], f"{path}/{key}")
 
     drop(whole, "")
+
+
+PUBLISHED = DrafterRecord("large", checkpoint=CheckpointRecord("drafter", "ab" * 32), caches=("kv_cache_k_0",))
+FITTED = DrafterRecord("large", acceptance=(0.5, 0.25, 0.25), steps=40)
+
+
+def with_drafter(record: DrafterRecord, files: tuple[str, ...], *, draft_tokens: int | None = 3) -> bytes:
+    """The manifest with a group `drafter`, whether it is valid or not."""
+    value = json.loads(dump_manifest(manifest()))
+    runtime = {key: item for key, item in dataclasses.asdict(record).items() if item not in (None, ())}
+    group = {"kind": "drafter", "files": list(files), "parameters": 0, "bytes": 100 * len(files), "runtime": runtime}
+    value["groups"]["drafter"] = group
+    value["files"] |= {name: {"bytes": 100, "sha256": "cd" * 32, "chunks": ["cd" * 32]} for name in files}
+    if draft_tokens is not None:
+        value["groups"]["text"]["runtime"]["draft_tokens"] = draft_tokens
+    return encode_manifest(value)
+
+
+@pytest.mark.parametrize(
+    ("record", "files"), [(PUBLISHED, (DRAFTER,)), (FITTED, (DRAFTER, DRAFTER_TEXT))], ids=["published", "fitted"]
+)
+def test_a_drafter_is_read_back_as_it_was_written(record: DrafterRecord, files: tuple[str, ...]) -> None:
+    found, faults = parse(with_drafter(record, files))
+    assert faults == [] and found is not None and found.drafter == record
+    keys = json.loads(dump_manifest(found))["groups"]["drafter"]["runtime"].keys()
+    assert keys == ({"size", "checkpoint", "caches"} if record.checkpoint else {"size", "acceptance", "steps"})
+    read = set(bundle_signatures(found)[DRAFTER]["draft"].inputs) - {"activations", "input_pos", "mask"}
+    assert read == set(record.caches)
+
+
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        (replace(PUBLISHED, caches=()), "caches"),
+        (replace(PUBLISHED, caches=("kv_cache_k_9",)), "caches"),
+        (replace(PUBLISHED, caches=("kv_cache_k_0", "kv_cache_k_0")), "caches"),
+        (replace(PUBLISHED, steps=3), "runtime"),
+        (replace(PUBLISHED, size="none"), "size"),
+        (replace(FITTED, caches=("kv_cache_k_0",)), "caches"),
+        (replace(FITTED, steps=None), "steps"),
+        (replace(FITTED, acceptance=()), "acceptance"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_drafter_is_of_one_kind(record: DrafterRecord, place: str) -> None:
+    found, faults = parse(with_drafter(record, (DRAFTER,) if record.checkpoint else (DRAFTER, DRAFTER_TEXT)))
+    assert found is None and [fault.fault.split()[-1] for fault in faults] == [place]
+
+
+def test_a_published_drafter_has_one_file_and_a_model_that_checks_drafts() -> None:
+    _, faults = parse(with_drafter(PUBLISHED, (DRAFTER, DRAFTER_TEXT), draft_tokens=None))
+    assert [fault.fault for fault in faults] == ["groups drafter files", "groups text runtime draft_tokens"]
 
 
 def test_the_manifests_hash_is_that_of_its_other_lines() -> None:

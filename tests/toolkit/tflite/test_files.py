@@ -6,7 +6,7 @@ import contextlib
 import copy
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,27 @@ def test_selected_signatures_compute_the_same_without_the_rest(tmp_path: Path, s
     np.testing.assert_array_equal(Interpreter(str(tmp_path / "n")).get_signature_runner("decode")(x=x)["y"], want)
     assert read_tflite(tmp_path / "n").model.signatures == ("decode",)
     assert (tmp_path / "n").stat().st_size < source.stat().st_size
+
+
+def test_a_first_signature_that_is_selected_gives_the_file_that_it_would_have_had_alone(tmp_path: Path) -> None:
+    def graph(tokens: int) -> Graph:
+        made = Graph()
+        x = made.input("x", (1, tokens, 128))
+        for n in range(2):
+            x = ops.fully_connected(x, made.weight(Weight.whole(f"w{n}", (128, 128))))
+            x = ops.mul(x, made.weight(Weight.whole(f"v{n}", (128,))))
+        made.output("y", ops.add(x, made.constant(np.full((1, tokens, 1), tokens, np.float32))))
+        return made
+
+    def written(name: str, tokens: Sequence[int]) -> Path:
+        schemes = {"w0": Scheme("int4", 32), "w1": Scheme("int8"), "v0": F32, "v1": F32}
+        layout = layout_tflite([Signature(f"of_{n}", graph(n)) for n in tokens], schemes)
+        write_tflite(tmp_path / name, layout, Tensors(w0=(128, 128), w1=(128, 128), v0=(128,), v1=(128,)))
+        return tmp_path / name
+
+    alone, both = written("alone", [1]), written("both", [1, 3])
+    select_signatures(both, tmp_path / "selected", {"of_1": "of_1"}, without_tables=True)
+    assert (tmp_path / "selected").read_bytes() == alone.read_bytes() != both.read_bytes()
 
 
 def test_what_is_selected_stays_on_borders_as_wide_as_before(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from toolkit.runtime.backends.cpu.runtime import CpuRuntime
 from toolkit.runtime.backends.gpu.remote import GpuRuntime
 from toolkit.runtime.backends.interface import BackendOptions, Model, Runtime
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.session import BLOCKED
+from toolkit.runtime.kv_buffers import BLOCKED
 from toolkit.tflite.reader import read_tflite
 
 Numbers = Mapping[str, NDArray[np.generic]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.assistant import AssistantChoice, OpenedAssistant, open_chosen
 from converters.behaviour import PromptReport, require_same_prompts
 from converters.calibration.budget import MixPlan, SensitivityRun, mixed_recipe, within_budget
 from converters.calibration.calibrate import (
@@ -34,7 +36,7 @@ from converters.gate import Gate, ShortGate
 from converters.huggingface.prompt_files import PromptFiles, read_prompt_files
 from converters.huggingface.sampling import read_sampling
 from converters.lock import described, lock_of, quant_record
-from converters.plan import Plan, PlanRequest
+from converters.plan import Plan, PlannedDrafter, PlanRequest
 from converters.request import ConvertRequest, check_recipe_names, plan_request
 from converters.verify import SHORT_TOKENS, VerifyReport, built_in_text
 from converters.verify import sequences_of as judged_sequences
@@ -100,7 +102,7 @@ def convert(
     if request.drafter is not None and request.draft_tokens is None:
         request = replace(request, draft_tokens=DRAFT_TOKENS)
     extend = None
-    if request.drafter is not None:
+    if isinstance(request.drafter, DrafterSettings):
         extend = partial(_with_drafter, request.drafter, drafting)
     request.bundle_output().require()
     if request.calibration is not None and request.search is not None:
@@ -108,6 +110,17 @@ def convert(
     if request.calibration is None and request.mix is not None:
         raise UsageError("mix of types", found="no calibration", wanted="one: it measures what each type costs")
     check_recipe_names(request, families)
+    if isinstance(request.drafter, AssistantChoice):
+        with closing(open_chosen(request.drafter, families, progress=download_progress)) as assistant:
+            return convert(
+                replace(request, drafter=assistant),
+                families=families,
+                gate=gate,
+                accept=accept,
+                progress=progress,
+                calibration_progress=calibration_progress,
+                download_progress=download_progress,
+            )
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
             raise UsageError(
@@ -223,6 +236,8 @@ class _Prepared:
     plan: Plan
     prompt_files: PromptFiles
     prompts: PromptReport | None
+    drafter: PlannedDrafter | None = None
+    """The file of a drafter that was published; one that is fitted is made last."""
 
 
 def _with_drafter(settings: DrafterSettings, how: Drafting, directory: Path, draft: BundleDraft) -> BundleDraft:
@@ -236,7 +251,13 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     found = _planned(request, checkpoint)
     if request.mix is not None:
         MixPlan.of(found.plan).require_reachable(request.mix)
-    require_room(request.output, found.plan.size_bytes + found.prompt_files.bytes + _MANIFEST_BYTES)
+    bytes_ = found.plan.size_bytes + found.prompt_files.bytes + _MANIFEST_BYTES
+    if isinstance(request.drafter, OpenedAssistant):
+        recipe = found.request.recipes["text"].name
+        drafter = request.drafter.plan(_text_record(found.plan), recipe, checkpoint.architecture)
+        found = replace(found, drafter=drafter)
+        bytes_ += drafter.files.size_bytes
+    require_room(request.output, bytes_)
     return found
 
 
@@ -311,14 +332,19 @@ def _fill(
         files.write(directory, workers=request.workers, progress=advance, finished=finished)
     checkpoint.require_unchanged()
     record = _checkpoint_record(checkpoint, request.described_as)
+    groups, default, drafter = plan.groups, next(iter(plan.sizes)), request.drafter
+    if isinstance(drafter, OpenedAssistant) and prepared.drafter is not None:
+        groups = {**groups, "drafter": drafter.write(prepared.drafter, directory, default)}
+    assert not isinstance(drafter, AssistantChoice), "convert opens it"
+    made_with = drafter.record if isinstance(drafter, OpenedAssistant) else drafter
     return BundleDraft(
         architecture=checkpoint.architecture,
         checkpoint=record,
         sizes=plan.sizes,
-        default_size=next(iter(plan.sizes)),
+        default_size=default,
         quant={role: quant_record(recipe) for role, recipe in plan.recipes.items()},
-        groups=plan.groups,
-        lock=lock_of(prepared.request, record, text, request.drafter),
+        groups=groups,
+        lock=lock_of(prepared.request, record, text, made_with),
     )
 
 

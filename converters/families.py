@@ -119,6 +119,20 @@ def open_assistant(
     return kinds[stated[0]].open(configs)
 
 
+def require_drafts_for(assistant: Assistant, architecture: str, families: Sequence[Family] = FAMILIES) -> None:
+    """CheckpointError unless the family of the model with this architecture has drafters of this kind."""
+    for family in families:
+        if architecture in family.architectures:
+            if assistant.architecture in [kind.architecture for kind in family.assistants]:
+                return
+            known = " or ".join(kind.architecture for kind in family.assistants)
+            wanted = f"{known}, for {architecture}" if known else f"none, because none is published for {architecture}"
+            remedy = "fit one with --drafter fit"
+            raise CheckpointError(
+                "drafter", file=assistant.path, found=assistant.architecture, wanted=wanted, remedy=remedy
+            )
+
+
 def _known(families: Sequence[Family]) -> str:
     return " or ".join(name for family in families for name in family.architectures)
 

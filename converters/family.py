@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
-from converters.plan import Plan, PlannedTower, PlanRequest
+from converters.plan import Plan, PlannedDrafter, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
 from toolkit.base.errors import ToolkitError
-from toolkit.bundle.manifest import AudioRecord, Manifest, VisionRecord
+from toolkit.bundle.manifest import AudioRecord, TextRecord, VisionRecord
 from toolkit.quant.recipe import Recipe
 
 F32 = NDArray[np.float32]
@@ -253,11 +253,26 @@ class Assistant(Protocol):
         """As that of a `Checkpoint`."""
         ...
 
-    def write(self, path: Path, manifest: Manifest) -> None:
-        """Write it as the drafter.tflite of a bundle with this manifest, not atomically.
+    @property
+    def architecture(self) -> str:
+        """The value of `architectures` in its config.json, as in its `AssistantKind`."""
+        ...
 
-        CheckpointError if it was made for another model.
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        ...
+
+    def plan(self, text: TextRecord, recipe: str, buckets: Sequence[int] = ()) -> PlannedDrafter:
+        """Plan the drafter.tflite of a bundle with this record of the group `text`, and its text recipe of this name.
+
+        `buckets`: the shorter contexts in which it gets signatures too. CheckpointError if it was made for another
+        model; BundleError if the bundle's caches do not tell which of them it reads.
         """
+        ...
+
+    def require_unchanged(self) -> None:
+        """As that of a `Checkpoint`."""
         ...
 
     def close(self) -> None:

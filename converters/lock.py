@@ -20,9 +20,9 @@ def lock_of(
     request: PlanRequest,
     checkpoint: CheckpointRecord,
     calibration: CalibrationText | None,
-    drafter: DrafterSettings | None = None,
+    drafter: DrafterSettings | CheckpointRecord | None = None,
 ) -> Lock:
-    """The lock of a bundle that has not been written yet."""
+    """The lock of a bundle that has not been written yet. `drafter`: how it is fitted, or its checkpoint."""
     return Lock(
         generator=GENERATOR,
         checkpoint=checkpoint,
@@ -35,7 +35,8 @@ def lock_of(
         shard_bytes=request.shard_bytes,
         audio_seconds=request.audio_seconds,
         draft_tokens=request.draft_tokens,
-        drafter=drafter,
+        drafter=drafter if isinstance(drafter, DrafterSettings) else None,
+        assistant=drafter if isinstance(drafter, CheckpointRecord) else None,
         files={},
         manifest=None,
         export=None,

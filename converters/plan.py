@@ -209,6 +209,15 @@ class PlannedTower(Generic[Record]):
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedDrafter:
+    """A drafter that was published for a model: its file, and the tensors of the model's caches that it reads."""
+
+    files: GraphFiles
+    caches: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A bundle without its tokenizer, chat template and manifest."""
 

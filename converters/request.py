@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from converters.assistant import AssistantChoice, OpenedAssistant
 from converters.calibration.mix import MixBudget
 from converters.calibration.text import CalibrationChoice
 from converters.families import recipe_names
@@ -71,12 +72,15 @@ class ConvertRequest:
     """Replace a directory at `output` even if it is not a bundle."""
     draft_tokens: int | None = None
     """How many drafted tokens a step of speculative decoding checks; None for a bundle without it."""
-    drafter: DrafterSettings | None = None
-    """How to fit a drafter to the default size, with which `draft_tokens` is 3 unless set; None for no drafter."""
+    drafter: DrafterSettings | AssistantChoice | OpenedAssistant | None = None
+    """How to fit a drafter to the default size, or one that was published for the model; `draft_tokens` is then 3
+    unless set. One that is open is not closed."""
 
     def bundle_output(self, *further: Path) -> Output:
         """The output, which must not be one of the inputs that the request names, or one of `further` inputs."""
         named = [*self.recipes.values(), self.sizes, self.checkpoint, *(choice.source for choice in self.adapters)]
+        if isinstance(self.drafter, (AssistantChoice, OpenedAssistant)):
+            named.append(Path(self.drafter.path))
         inputs = tuple(Path(item) for item in named if isinstance(item, (Path, str)))
         return Output(self.output, BUNDLE, (*inputs, *further), self.force)
 

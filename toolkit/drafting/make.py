@@ -92,7 +92,7 @@ def make_drafter(
     examples = Examples.of(passages)
     runtime = BACKENDS[0].start(wanted.backend_options)
     try:
-        embedding = Embeddings(bundle, runtime)
+        embedding = Embeddings.of_bundle(bundle, runtime)
         head_ids = _head_ids(examples, bundle.drawable_ids(bundle.tokenizer()))
         # Both Gemma families embed by the rows of the output matrix, times the root of the hidden size.
         head = embedding(head_ids) * np.float32(text.hidden_size**-0.5)

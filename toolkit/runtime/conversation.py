@@ -84,7 +84,7 @@ class SessionConversation:
 
     def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
         self._session = Session(bundle, settings)
-        self._drafts = DraftSources(bundle, settings.backend_options)
+        self._drafts = DraftSources(self._session)
         settings.stage_ended("load")
 
     @property
@@ -110,7 +110,7 @@ class SessionConversation:
             limit=request.limit,
             stops=request.stops,
             spans=request.spans,
-            drafts=self._drafts.for_answer(self._session.size) if request.speculative else None,
+            drafts=self._drafts.for_answer() if request.speculative else None,
         )
 
     def memory(self) -> Memory:

@@ -7,6 +7,9 @@ import numpy as np
 from toolkit.bundle.manifest import TextRecord
 from toolkit.runtime.backends.interface import Buffer, Model
 
+BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
+"""The mask's value for a position that must not be attended to (docs/formats/manifest.md)."""
+
 
 class KvBuffers:
     """The buffers of all KV caches, f32[1, kv_heads, rows, head_dim], each bound both as input and as output.

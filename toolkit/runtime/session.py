@@ -15,12 +15,13 @@ from toolkit.base.activations import Activations, require_activations
 from toolkit.base.errors import UsageError
 from toolkit.base.freed_memory import release_freed_memory
 from toolkit.base.processors import usable_processors
-from toolkit.bundle.manifest import AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
+from toolkit.bundle.manifest import AUDIO_ENCODER, DRAFTER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.runtime.backends import BACKENDS, find_backend
 from toolkit.runtime.backends.interface import BackendOptions, Buffer, Call, Runtime
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.kv_buffers import KvBuffers
+from toolkit.runtime.drafts.drafter import DraftModel, Embeddings
+from toolkit.runtime.kv_buffers import BLOCKED, KvBuffers
 from toolkit.runtime.media_prompt import Span, first_difference
 from toolkit.runtime.memory import FilePages, Memory, read_memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
@@ -30,9 +31,6 @@ from toolkit.runtime.weight_cache import WeightCache, default_directory
 
 LARGE = (TEXT_DECODER, VISION_ENCODER, AUDIO_ENCODER)
 """The files whose weights a backend rearranges for its hardware and keeps in the weight cache."""
-
-BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
-"""The mask's value for a position that must not be attended to (docs/formats/manifest.md)."""
 
 
 def default_threads() -> int:
@@ -96,10 +94,10 @@ class Session:
         self._size_record: SizeRecord = bundle.manifest.size(settings.size)
         files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER)}
         self._backend = find_backend(settings.backend)
-        self._backend_options = settings.backend_options
+        self.backend_options = settings.backend_options
         self.ple = PleTable(bundle.ple_shards(), cache_bytes=settings.ple_cache_bytes, in_ram=settings.ple_in_ram)
         self.stage_ended = settings.stage_ended
-        self._runtime = self._backend.start(self._backend_options)
+        self._runtime = self._backend.start(self.backend_options)
         # Closed when Python ends, at the latest: a backend that is destroyed later may write to stderr.
         self._close = weakref.finalize(self, _close, self._runtime, self.ple)
         try:
@@ -120,7 +118,7 @@ class Session:
         self._ids: list[int] = []
         self._inputs: dict[int, _Inputs] = {}
         self._calls: dict[str, Call] = {}
-        self.towers = Towers(bundle, self._backend, self._backend_options, ended=self.stage_ended)
+        self.towers = Towers(bundle, self._backend, self.backend_options, ended=self.stage_ended)
         self._spans: tuple[Span, ...] = ()
         self._rows: dict[int, NDArray[np.float32]] = {}
         self._padded = np.zeros(self.text.step_sizes[-1], np.int32)
@@ -163,7 +161,7 @@ class Session:
         for name, group in self.bundle.manifest.groups.items():
             groups[name] = [self.bundle.path / file for file in group.files]
             large = [self.bundle.described_file(file) for file in group.files if file in LARGE]
-            kept = [self._backend.kept_file(file, self._backend_options) for file in large]
+            kept = [self._backend.kept_file(file, self.backend_options) for file in large]
             groups[name] += [path for path in kept if path is not None and path.exists()]
         return read_memory(groups)
 
@@ -231,6 +229,12 @@ class Session:
         Only bundles with `text.draft_tokens` have them.
         """
         return self._output("activations")
+
+    def drafter(self) -> tuple[DraftModel, Embeddings]:
+        """Open the bundle's drafter beside the model, whose caches it reads in place; it is freed with the session."""
+        file = self.bundle.model_file(DRAFTER)
+        model = DraftModel(file, self._runtime, self._caches.buffers, self.text.context_buckets)
+        return model, Embeddings(self._embedder, self.text, width=1)
 
     def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Process a prompt, by prefill and for its last token by decode; return the next logits, f32[vocabulary]."""

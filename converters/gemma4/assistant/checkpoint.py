@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,20 +12,21 @@ from numpy.typing import NDArray
 
 from converters.gemma.config import Attention
 from converters.gemma.text_source import TextSource
-from converters.gemma4.assistant.config import AssistantConfig, parse_assistant_config
+from converters.gemma4.assistant.config import ARCHITECTURE, AssistantConfig, parse_assistant_config
 from converters.gemma4.assistant.tensors import CENTROIDS, EMBEDDING, TOKEN_ORDERING, assistant_tensors, require_tensors
 from converters.gemma4.graphs.drafter import Donor, Target, assistant_graph
 from converters.gemma4.recipes import RECIPES
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.safetensors import TensorInfo
 from converters.huggingface.stored_tensors import StoredTensors
+from converters.plan import GraphFiles, PlannedDrafter
 from toolkit.base.errors import BundleError, CheckpointError
-from toolkit.bundle.manifest import KvCache, Manifest, TextRecord
-from toolkit.bundle.signatures import DRAFT
+from toolkit.bundle.manifest import DRAFTER, KvCache, TextRecord
+from toolkit.bundle.signatures import draft_signature
 from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature
-from toolkit.tflite.writer import layout_files, write_tflite
+from toolkit.tflite.writer import layout_files
 
 FLOATS = RECIPES["text"].load("f32")
 QUANTISED = Recipe(
@@ -59,6 +61,16 @@ class Assistant:
         """Its directory's name, or its Hugging Face id and commit."""
         return self._configs.name
 
+    @property
+    def architecture(self) -> str:
+        """See `converters.family.Assistant`."""
+        return ARCHITECTURE
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return self._configs.path
+
     def fingerprint(self) -> str:
         """A hexadecimal hash that distinguishes drafters, without reading all their bytes."""
         return self._stored.fingerprint(self._configs.config, (), self._tensors)
@@ -81,17 +93,18 @@ class Assistant:
         """See `TensorSource`."""
         return self._stored.read(self._info(name), rows, columns)
 
-    def write(self, path: Path, manifest: Manifest) -> None:
-        """Write it as the .tflite of a bundle with this manifest, not atomically; in floats if the bundle is.
-
-        CheckpointError if it was made for another model; BundleError if the bundle's caches do not tell which of them
-        it reads.
-        """
-        decoder = self.config.decoder
-        graph = assistant_graph(decoder, self._target(manifest.text))
-        recipe = FLOATS if manifest.quant["text"].recipe == FLOATS.name else QUANTISED
-        layout = layout_files({path.name: [Signature(DRAFT, graph)]}, recipe)[path.name]
-        write_tflite(path, layout, TextSource(self, decoder))
+    def plan(self, text: TextRecord, recipe: str, buckets: Sequence[int] = ()) -> PlannedDrafter:
+        """See `converters.family.Assistant`; it is stored in floats if the bundle is."""
+        decoder, target = self.config.decoder, self._target(text)
+        # The signature for the whole context comes first: it is the one that the engine runs.
+        signatures = [
+            Signature(draft_signature(bucket), assistant_graph(decoder, target, bucket)) for bucket in (None, *buckets)
+        ]
+        layouts = layout_files({DRAFTER: signatures}, FLOATS if recipe == FLOATS.name else QUANTISED)
+        read = {name for donor in target.donors.values() for name in (donor.keys, donor.values)}
+        caches = tuple(name for cache in text.kv_caches for name in (cache.key, cache.value) if name in read)
+        parameters = sum(math.prod(info.shape) for info in self._tensors.values())
+        return PlannedDrafter(GraphFiles(layouts, TextSource(self, decoder)), caches, parameters)
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._tensors:
@@ -159,5 +172,5 @@ class Assistant:
             file=self._configs.config_path,
             found=str(found),
             wanted=f"{wanted}, as the bundle's model has it",
-            remedy="use the drafter that was made for this model",
+            remedy="use a drafter that was made for this model, or fit one with --drafter fit",
         )

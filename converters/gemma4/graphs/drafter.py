@@ -42,18 +42,18 @@ class Target:
     context: int
     donors: Mapping[AttentionKind, Donor]
 
-    @property
-    def rows(self) -> CacheRows:
-        """The rows of the caches that are read."""
+    def rows(self, seen: int) -> CacheRows:
+        """The rows of the caches, of which those of the first `seen` positions are read."""
         sliding = self.donors["sliding"].shape[2] if "sliding" in self.donors else self.context
-        return CacheRows(self.context, sliding, self.context)
+        return CacheRows(self.context, sliding, seen)
 
 
-def assistant_graph(config: TextConfig, target: Target) -> Graph:
+def assistant_graph(config: TextConfig, target: Target, bucket: int | None = None) -> Graph:
     """Build one draft: activations f32[1, 1, 2 D] -> logits f32[1, 1, vocab], projected_activations f32[1, 1, D].
 
     `activations` is the embedding of the last token, and the state that gave it. `input_pos`: the position before that
-    token, which is the last one in the caches; it stays the same while drafts are made.
+    token, which is the last one in the caches; it stays the same while drafts are made. `bucket`: how many positions
+    `mask` covers, and the graph reads; None for the whole context.
     """
     # transformers lets a drafter see one key more than its window has.
     config = replace(config, sliding_window=config.sliding_window + 1)
@@ -61,8 +61,9 @@ def assistant_graph(config: TextConfig, target: Target) -> Graph:
     graph, hidden = step.graph, config.hidden_size
     activations = graph.input("activations", (1, 1, 2 * target.hidden_size))
     position = graph.input("input_pos", (1,), DType.INT32)
-    mask = graph.input("mask", (1, 1, 1, target.context))
-    caches = _DonorCaches(graph, target, position)
+    seen = bucket or target.context
+    mask = graph.input("mask", (1, 1, 1, seen))
+    caches = _DonorCaches(graph, target, seen, position)
     # The engine's position is that of the last row in the caches; transformers turns queries by the one after it.
     turned = ops.add(position, graph.ints([1]))
     attention = Attention(
@@ -82,9 +83,10 @@ def assistant_graph(config: TextConfig, target: Target) -> Graph:
 class _DonorCaches:
     """The target's caches as inputs of a drafter's graph, which writes none (`LayerCaches`)."""
 
-    def __init__(self, graph: Graph, target: Target, position: Value) -> None:
-        self.rows, self.first = target.rows, position
+    def __init__(self, graph: Graph, target: Target, seen: int, position: Value) -> None:
+        self.rows, self.first = target.rows(seen), position
         self._inputs: dict[str, tuple[Value, Value]] = {}
+        self._seen: dict[str, tuple[Value, Value]] = {}
         for kind, donor in target.donors.items():
             one, heads, rows, dim = donor.shape
             keys = graph.input(donor.keys, donor.shape)
@@ -94,4 +96,10 @@ class _DonorCaches:
         raise AssertionError("no layer of a drafter owns a cache")
 
     def read(self, layer: Layer[DecoderConfig]) -> tuple[Value, Value]:
-        return self._inputs[layer.own.attention]
+        """The keys and values that a layer attends to; layers of a type share a copy of the first rows."""
+        kind = layer.own.attention
+        if kind not in self._seen:
+            keys, values = self._inputs[kind]
+            rows = self.rows.read(layer.own)
+            self._seen[kind] = ops.take(keys, 2, 0, rows), ops.take(values, 3, 0, rows)
+        return self._seen[kind]

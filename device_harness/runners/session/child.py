@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
         weight_cache=arguments.cache,
         backend=arguments.backend,
     )
-    with Session(bundle, settings) as session, closing(DraftSources(bundle, settings.backend_options)) as sources:
+    with Session(bundle, settings) as session, closing(DraftSources(session)) as sources:
         init_s = time.perf_counter() - started
         most = min(bundle.manifest.text.vocab_size, bundle.manifest.text.ple_vocab_size)
         draw = np.random.default_rng(SEED)
@@ -65,7 +65,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
         prefill_s = time.perf_counter() - started
         drafting = None
         if arguments.prompt_ids is not None:
-            drafting = _Drafting(session, prompt, sources.for_answer(session.size))
+            drafting = _Drafting(session, prompt, sources.for_answer())
         decode_began = uptime()
         started = time.perf_counter()
         for token in drawn:

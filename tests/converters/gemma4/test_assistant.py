@@ -29,7 +29,8 @@ from toolkit.litertlm.reader import read_litertlm
 from toolkit.runtime.backends import BACKENDS
 from toolkit.runtime.backends.interface import BackendOptions, ModelFile
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.session import BLOCKED, Session, SessionSettings
+from toolkit.runtime.kv_buffers import BLOCKED
+from toolkit.runtime.session import Session, SessionSettings
 from toolkit.tflite.gpu import gpu_refusals
 from toolkit.tflite.reader import read_tflite
 

@@ -138,9 +138,9 @@ def test_a_bundle_with_a_drafter_is_sound_and_says_how_good_it_is(fitted: Path) 
 def test_our_session_drafts_with_it_and_says_the_same(fitted: Path, sampling: Sampling) -> None:
     bundle, prompt = Bundle(fitted), [2, 7, 9, 4, 11]
     words = bundle.manifest.text.text_ids
-    with Session(bundle, ONE_THREAD) as session, closing(DraftSources(bundle, ONE_THREAD.backend_options)) as sources:
+    with Session(bundle, ONE_THREAD) as session, closing(DraftSources(session)) as sources:
         reports = []
-        for source in (None, sources.for_answer("full")):
+        for source in (None, sources.for_answer()):
             session.truncate(0)
             answer = Generation(session, prompt, Sampler(sampling, words), limit=40, stops=(), drafts=source)
             assert tuple(answer) == answer.report().token_ids
@@ -152,12 +152,12 @@ def test_our_session_drafts_with_it_and_says_the_same(fitted: Path, sampling: Sa
 def test_drafts_are_those_of_the_file_one_after_another(fitted: Path) -> None:
     bundle = Bundle(fitted)
     state = np.random.default_rng(2).standard_normal(bundle.manifest.text.hidden_size).astype(np.float32)
-    with closing(DrafterSource(bundle, ONE_THREAD.backend_options)) as drafter:
+    with closing(DrafterSource.beside(bundle, ONE_THREAD.backend_options)) as drafter:
         assert drafter.propose([2, 7], None, 3) == ()
         found = list(drafter.propose([2, 7], state, 3))
     embedder = BACKENDS[0].start(ONE_THREAD.backend_options)
     try:
-        embedding, token, wanted = Embeddings(bundle, embedder), 7, []
+        embedding, token, wanted = Embeddings.of_bundle(bundle, embedder), 7, []
         for _ in range(3):
             logits, state = drafted(fitted / DRAFTER, np.concatenate([embedding(np.array([token]))[0], state]))
             wanted.append(token := int(logits.argmax()))
@@ -177,9 +177,15 @@ def test_it_is_loaded_for_the_first_answer_that_is_drafted(fitted: Path) -> None
 
 
 def test_a_size_that_it_was_not_fitted_to_is_drafted_by_look_up(fitted: Path) -> None:
-    with closing(DraftSources(Bundle(fitted), ONE_THREAD.backend_options)) as sources:
-        assert isinstance(sources.for_answer("small"), PromptLookup) and not sources.loaded
-        assert sources.for_answer("full").propose([5, 6, 7, 5, 6], None, 1) == [7]
+    bundle = Bundle(fitted)
+    with Session(bundle, ONE_THREAD) as session, closing(DraftSources(session)) as sources:
+        manifest, group = bundle.manifest, bundle.manifest.groups["drafter"]
+        assert manifest.drafter is not None
+        for_another = replace(group, runtime=replace(manifest.drafter, size="small"))
+        bundle.manifest = replace(manifest, groups={**manifest.groups, "drafter": for_another})
+        assert isinstance(sources.for_answer(), PromptLookup) and not sources.loaded
+        bundle.manifest = manifest
+        assert sources.for_answer().propose([5, 6, 7, 5, 6], None, 1) == [7] and sources.loaded
 
 
 @pytest.mark.slow

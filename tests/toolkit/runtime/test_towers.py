@@ -122,7 +122,7 @@ def test_a_tower_is_gone_when_its_work_is_done(session: Session) -> None:
     answer(session, prompt(session.bundle, f"{PICTURE} {SOUND}", image(session.bundle), *sound(session.bundle)))
     assert seen == [("vision", []), ("audio", [])], "one after the other, never both"
     packed = [
-        session._backend.kept_file(session.bundle.described_file(path.name), session._backend_options) for path in files
+        session._backend.kept_file(session.bundle.described_file(path.name), session.backend_options) for path in files
     ]
     assert mapped_or_open([path for path in packed if path is not None]) == []
 

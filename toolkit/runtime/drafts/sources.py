@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.runtime.backends.interface import BackendOptions
-from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.drafts.drafter import DrafterSource
 from toolkit.runtime.drafts.prompt_lookup import PromptLookup
 from toolkit.runtime.drafts.source import DraftSource
+from toolkit.runtime.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +28,33 @@ class FirstGuess:
         return ()
 
 
-@dataclass
 class DraftSources:
-    """Makes a source for each answer with a bundle; the first answer loads the drafter, which stays until `close`."""
+    """Makes a source for each answer of a session; the first answer loads the drafter, which stays until `close`."""
 
-    bundle: Bundle
-    options: BackendOptions
-    _drafter: DrafterSource | None = field(default=None, init=False)
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._drafter: DrafterSource | None = None
 
     @property
     def loaded(self) -> bool:
         """Whether the drafter is in memory."""
         return self._drafter is not None
 
-    def for_answer(self, size: str) -> DraftSource:
-        """Drafts for one answer of this size; the drafter guesses only for the size that it was fitted to."""
-        record = self.bundle.manifest.drafter
-        if record is None or record.size != size:
+    def for_answer(self) -> DraftSource:
+        """Drafts for one answer of the session's size; the drafter guesses only for the size that it was made for."""
+        session = self._session
+        record = session.bundle.manifest.drafter
+        if record is None or record.size != session.size:
             return PromptLookup()
         if self._drafter is None:
-            self._drafter = DrafterSource(self.bundle, self.options)
+            if record.checkpoint is None:
+                self._drafter = DrafterSource.beside(session.bundle, session.backend_options)
+            else:
+                self._drafter = DrafterSource(*session.drafter())
         return FirstGuess((PromptLookup(), self._drafter))
 
     def close(self) -> None:
-        """Free the drafter; may be called twice."""
+        """Free the drafter, unless it is the session's to free; may be called twice."""
         if self._drafter is not None:
             self._drafter.close()
             self._drafter = None

@@ -95,7 +95,7 @@ def family_of(configs: CheckpointConfigs, families: Sequence[Family] = FAMILIES)
         if len(stated) == 1 and stated[0] in family.architectures:
             return family
     if stated in [[kind.architecture] for family in families for kind in family.assistants]:
-        remedy = "put it into an export of that model with gemma-edge export BUNDLE --drafter DIR"
+        remedy = "put it into a bundle of that model with gemma-edge convert CHECKPOINT -o BUNDLE --drafter DIR"
         found = f"{stated[0]}, a drafter for another model"
         raise CheckpointError("architectures", file=configs.config_path, found=found, remedy=remedy)
     config.refuse("architectures", stated, _known(families))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from converters.assistant import assistant_for_export
+from converters.assistant import AssistantChoice, assistant_for_export
 from converters.calibration.text import CalibrationText, locked_calibration_text
 from converters.convert import convert
 from converters.families import FAMILIES, open_checkpoint
@@ -61,12 +61,12 @@ def rebuild(
     progress: Progress | None = None,
     calibration_progress: Progress | None = None,
     drafting: Drafting = AS_USUAL,
-    assistant: Path | str | None = None,
+    assistants: Sequence[Path | str] = (),
 ) -> Rebuilt:
     """Make again what a lock describes. `source`: the lock, or a bundle or .litertlm that contains it.
 
     `calibration`: the file with the text of a calibrated bundle; None for the built-in text, or the file beside.
-    `assistant`: the checkpoint of an export's drafter, where that is of one.
+    `assistants`: the checkpoints of drafters: of the bundle's, and then of the export's own, where these are of one.
     UsageError or CheckpointError if this version, the checkpoint or the text is not the lock's; QualityError if the
     bytes differ, and nothing is written then.
     """
@@ -78,10 +78,8 @@ def rebuild(
     if lock.calibration is None and calibration is not None:
         raise UsageError("calibration", file=source, found="a lock without calibration", remedy="leave out the text")
     text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
-    work = _Work(
-        source, checkpoint, adapters, text, families, force, progress, calibration_progress, drafting, assistant
-    )
-    _require_assistant(lock, source, assistant)
+    chosen = _assistants(lock, source, assistants)
+    work = _Work(source, checkpoint, adapters, text, families, force, progress, calibration_progress, drafting, chosen)
     if lock.export is None:
         work.bundle(lock, output)
     elif header is None:
@@ -115,7 +113,8 @@ class _Work:
     progress: Progress | None
     calibration_progress: Progress | None
     drafting: Drafting
-    assistant: Path | str | None
+    assistants: Mapping[str, AssistantChoice]
+    """The drafters' checkpoints, by fingerprint."""
 
     def bundle(self, lock: Lock, output: Path) -> None:
         """Convert the checkpoint as the lock says."""
@@ -127,6 +126,7 @@ class _Work:
             with errors_about(file=opened.path):  # raised now instead of after the whole conversion
                 merged = tuple(adapter.record for adapter in opened.adapters)
                 described(CheckpointRecord(opened.name, opened.fingerprint(), merged), lock.checkpoint)
+            assistant = None if lock.assistant is None else self.assistants[lock.assistant.sha256]
             request = ConvertRequest(
                 checkpoint=opened,
                 output=output,
@@ -138,7 +138,7 @@ class _Work:
                 shard_bytes=lock.shard_bytes,
                 audio_seconds=lock.audio_seconds,
                 draft_tokens=lock.draft_tokens,
-                drafter=lock.drafter,
+                drafter=lock.drafter or assistant,
                 workers=os.cpu_count() or 1,
                 calibration=self.text,
                 described_as=lock.checkpoint,
@@ -160,9 +160,10 @@ class _Work:
             drafter = None
             if made_with.drafter is not None:
                 drafter = drafter_for_export(bundle, scratch, made_with.drafter, size=made_with.size, how=self.drafting)
-            if made_with.assistant is not None and self.assistant is not None:
+            if made_with.assistant is not None:
+                chosen = self.assistants[made_with.assistant.sha256]
                 drafter = assistant_for_export(
-                    bundle, self.assistant, scratch, families=self.families, described_as=made_with.assistant
+                    bundle, chosen.source, scratch, families=self.families, described_as=made_with.assistant
                 )
             self._export(made_with, wanted, bundle, output, drafter)
 
@@ -209,14 +210,19 @@ class _Work:
         )
 
 
-def _require_assistant(lock: Lock, source: Path, given: Path | str | None) -> None:
-    """UsageError unless a drafter's checkpoint is given just where the lock wants one."""
-    record = None if lock.export is None else lock.export.assistant
-    if record is None and given is not None:
+def _assistants(lock: Lock, source: Path, given: Sequence[Path | str]) -> Mapping[str, AssistantChoice]:
+    """The drafters' checkpoints that the lock wants, by fingerprint; UsageError unless as many are given."""
+    exported = None if lock.export is None else lock.export.assistant
+    records = {record.sha256: record for record in (lock.assistant, exported) if record is not None}
+    if not records and given:
         raise UsageError("drafter", file=source, found="a lock without a drafter's checkpoint", remedy="leave it out")
-    if record is not None and given is None:
-        remedy = "name its directory with --drafter"
-        raise UsageError("drafter", file=source, found="none", wanted=f"{record.name}, as the lock says", remedy=remedy)
+    if len(records) != len(given):
+        names = " and ".join(record.name for record in records.values())
+        remedy = "name its directory with --drafter" if len(records) == 1 else "name each with --drafter, in this order"
+        found = ", ".join(map(str, given)) or "none"
+        raise UsageError("drafter", file=source, found=found, wanted=f"{names}, as the lock says", remedy=remedy)
+    pairs = zip(records.values(), given, strict=True)
+    return {record.sha256: AssistantChoice(path, described_as=record) for record, path in pairs}
 
 
 def _lock_in(header: Header, file: Path) -> Lock:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
+from converters.assistant import AssistantChoice
 from converters.calibration.mix import MixBudget
 from converters.calibration.text import (
     CalibrationChoice,
@@ -33,7 +33,7 @@ from toolkit.base.outputs import Output
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
-from toolkit.drafting.make import Drafting
+from toolkit.drafting.make import FIT, Drafting
 from toolkit.quant.scheme import Search
 from toolkit.runtime.session import SessionSettings
 
@@ -61,7 +61,7 @@ def convert(
     shard_mb: int = DEFAULT_SHARD_BYTES >> 20,
     audio_lengths: Sequence[float] = (),
     draft_tokens: int | None = None,
-    drafter: Literal["fit"] | None = None,
+    drafter: Path | str | None = None,
     drafter_tokens: int = DrafterSettings().tokens,
     verify: bool = True,
     report: Path | str | None = None,
@@ -107,7 +107,8 @@ def convert(
     draft_tokens: how many drafted tokens a step of speculative decoding checks (docs/speculative.md); None for a bundle
         without it.
     drafter: `fit` for a drafter of the default size, which guesses tokens that the model then checks, three in a step
-        (docs/speculative.md). It is left out, with a warning, if the model would accept too few of its guesses.
+        (docs/speculative.md). It is left out, with a warning, if the model would accept too few of its guesses. Or the
+        checkpoint of a drafter that was published for the model: a directory, or a Hugging Face id.
     drafter_tokens: how many tokens the model writes for the drafter to be fitted to, not counting those of openings.
     force: replace a directory at `output` that is not a bundle, and a file at `report` that is not a gemma-edge page;
         an older bundle or page is replaced in any case.
@@ -120,7 +121,8 @@ def convert(
         their total; `drafter_progress` with a stage of the drafter, how much of it is done, and the total.
     on_report: called with the gate's report, even if the bundle fails.
 
-    CheckpointError, RecipeError, SliceError or UsageError if this cannot be converted; QualityError for a bundle that
+    CheckpointError, RecipeError, SliceError or UsageError if this cannot be converted, or if a drafter is for another
+    model; QualityError for a bundle that
     fails the gate, which is then removed.
 
     >>> import gemma_edge, tempfile
@@ -147,7 +149,7 @@ def convert(
         audio_seconds=tuple(audio_lengths),
         force=force,
         draft_tokens=draft_tokens,
-        drafter=None if drafter is None else DrafterSettings(drafter_tokens),
+        drafter=_drafter(drafter, drafter_tokens),
     )
 
     def gate(path: Path, opened: Checkpoint) -> VerifyReport:
@@ -184,6 +186,12 @@ def convert(
         page.require()  # it may have changed since
         write_bytes(page.path, render_page(conversion_page(result)))
     return result
+
+
+def _drafter(wanted: Path | str | None, tokens: int) -> DrafterSettings | AssistantChoice | None:
+    if wanted is None:
+        return None
+    return DrafterSettings(tokens) if wanted == FIT else AssistantChoice(wanted)
 
 
 def _calibration(wanted: Path | str | bool) -> CalibrationChoice | None:

@@ -18,14 +18,11 @@ from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.manifest_values import LEAST_TEMPERATURE, MOST_TEMPERATURE
-from toolkit.drafting.make import Drafting, StageProgress, drafter_for_export
+from toolkit.drafting.make import FIT, Drafting, StageProgress, drafter_for_export
 from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType
 from toolkit.runtime.sampling import choose_sampling
 from toolkit.runtime.session import SessionSettings
-
-FIT = "fit"
-"""The drafter that is made of the bundle."""
 
 
 def export(

@@ -24,7 +24,7 @@ def rebuild(
     revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
     calibrate: Path | str | None = None,
-    drafter: Path | str | None = None,
+    drafter: Path | str | Sequence[Path | str] = (),
     force: bool = False,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
@@ -37,7 +37,8 @@ def rebuild(
     revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
     calibrate: the text that the bundle was calibrated with; None for the built-in one, or the file beside `lock`.
-    drafter: the checkpoint of a drafter that a .litertlm was exported with: a directory, or a Hugging Face id.
+    drafter: the checkpoint of a drafter that the bundle was converted with, or a .litertlm exported: a directory, or a
+        Hugging Face id; where these are two, both, the bundle's first.
     force: replace a file or directory at `output` that gemma-edge did not write.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total; `calibration_progress` with operations.
@@ -54,7 +55,8 @@ def rebuild(
     True
     """
     choices = adapter_choices(adapters)
-    inputs = (Path(lock), Path(checkpoint), *(Path(choice.source) for choice in choices))
+    drafters = (drafter,) if isinstance(drafter, (Path, str)) else tuple(drafter)
+    inputs = (Path(lock), Path(checkpoint), *(Path(choice.source) for choice in choices), *map(Path, drafters))
     target = rebuilt_output(Path(lock), Path(output), inputs, force=force)
     target.require()
     ENVIRONMENT.require(target)
@@ -68,7 +70,7 @@ def rebuild(
         families=families,
         progress=progress,
         calibration_progress=calibration_progress,
-        assistant=drafter,
+        assistants=drafters,
     )
     write_environment(target)
     if result.calibration is not None and target.kind.is_directory:

@@ -35,6 +35,7 @@ EXAMPLES = (
     "gemma-edge convert google/gemma-3n-E2B-it -o tuned --adapter path/to/adapter",
     "gemma-edge convert path/to/E4B -o words --groups text",
     "gemma-edge convert google/gemma-3n-E2B-it -o fast --quant int4 --drafter fit",
+    "gemma-edge convert google/gemma-4-E2B-it -o fast --drafter google/gemma-4-E2B-it-assistant",
     "gemma-edge convert path/to/E4B -o ears --groups text,ple,audio --audio-quant int4 --audio-lengths 5,30",
     "gemma-edge convert path/to/E4B -o own --slice own.json --quant recipe.json --ple-quant int4",
 )

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sign", metavar="KEY", type=Path,
         help="sign the file's hashes with the Ed25519 private key in this file, in PEM or OpenSSH format",
     )  # fmt: skip
-    add_drafter_arguments(parser, "the file", published=True)
+    add_drafter_arguments(parser, "the file")
     group = parser.add_argument_group(
         "sampling",
         "for apps that set no sampler (default: the checkpoint's generation_config.json, else greedy)",

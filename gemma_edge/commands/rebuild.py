@@ -14,6 +14,7 @@ EXAMPLES = (
     "gemma-edge rebuild BUNDLE --checkpoint google/gemma-3n-E2B-it -o again",
     "gemma-edge rebuild lock.json --checkpoint path/to/E4B -o again",
     "gemma-edge rebuild model.litertlm --checkpoint path/to/E4B -o again.litertlm",
+    "gemma-edge rebuild BUNDLE --checkpoint google/gemma-4-E2B-it --drafter google/gemma-4-E2B-it-assistant -o again",
 )
 
 
@@ -37,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafter",
         metavar="DIR",
-        help="the checkpoint of the drafter that a .litertlm was exported with: a directory, or a Hugging Face id",
+        action="append",
+        default=[],
+        help="the checkpoint of the drafter that the bundle was converted with, or a .litertlm exported: a directory "
+        "or a Hugging Face id; where these are two, repeat it, the bundle's first",
     )
     add_force_option(parser, "a file or a directory that gemma-edge did not write")
 

@@ -14,23 +14,18 @@ from toolkit.drafting.make import StageProgress
 _STAGES = {"write": "drafter: write text", "fit": "drafter: fit"}
 
 
-def add_drafter_arguments(parser: argparse.ArgumentParser, what: str, *, published: bool = False) -> None:
-    """`--drafter` and `--drafter-tokens`; `what`: where the drafter goes; `published`: also a checkpoint."""
+def add_drafter_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--drafter` and `--drafter-tokens`; `what`: where the drafter goes."""
     group = parser.add_argument_group("drafter", "for speculative decoding; see docs/speculative.md")
-    fit = (
-        f"fit: compute a drafter from text that the model itself writes, and put it into {what}; it is left out, "
-        "with a warning, if the model would accept too few of its guesses"
-    )
-    if published:
-        other = (
-            "otherwise the checkpoint of a drafter that was published for this model: a directory or a Hugging Face id"
-        )
-        group.add_argument("--drafter", metavar="fit|DIR", help=f"{fit}; {other}")
-    else:
-        group.add_argument("--drafter", choices=("fit",), help=fit)
+    group.add_argument(
+        "--drafter", metavar="fit|DIR",
+        help=f"fit: compute a drafter from text that the model itself writes, and put it into {what}; it is left out, "
+        "with a warning, if the model would accept too few of its guesses; otherwise the checkpoint of a drafter that "
+        "was published for this model: a directory or a Hugging Face id",
+    )  # fmt: skip
     group.add_argument(
         "--drafter-tokens", metavar="N", type=positive, default=DrafterSettings().tokens,
-        help="how many tokens the model writes for the drafter: more are better and take longer (default: %(default)s)",
+        help="with fit, how many tokens the model writes: more are better and take longer (default: %(default)s)",
     )  # fmt: skip
 
 

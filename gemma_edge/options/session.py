@@ -49,8 +49,8 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_machine_arguments(parser)
     group.add_argument(
         "--speculative", action="store_true",
-        help="check drafts of the next tokens, several in one step: the same text, faster where text repeats (needs "
-        "a bundle converted with --draft-tokens)",
+        help="check drafts of the next tokens, several in one step: the same text, faster where text repeats or the "
+        "bundle's drafter guesses well (needs a bundle converted with --draft-tokens or --drafter)",
     )  # fmt: skip
     group.add_argument(
         "--thinking", action="store_true",

@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
+FIT = "fit"
+"""In place of a drafter's checkpoint: the drafter that is made of the bundle."""
 HEAD_TOKENS = 8192
 """With all rows of a large output matrix, a draft would take a third of the time of the step that it is to save."""
 ROUNDS = 8

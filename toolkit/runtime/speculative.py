@@ -143,5 +143,5 @@ def require_drafts(bundle: Bundle) -> None:
         raise BundleError(
             file=bundle.path,
             found="no steps that check drafted tokens, which speculative decoding needs",
-            remedy="convert the checkpoint with --draft-tokens 3, or leave out --speculative",
+            remedy="convert the checkpoint with --draft-tokens 3 or --drafter, or leave out --speculative",
         )

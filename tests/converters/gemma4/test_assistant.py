@@ -252,8 +252,8 @@ def test_an_export_is_made_again_with_the_same_drafter(
     with pytest.raises(UsageError, match="drafter: found none, wanted fitted, as the lock says"):
         rebuild(exported, checkpoint, again)
     with pytest.raises(CheckpointError, match="fingerprint"):
-        rebuild(exported, checkpoint, again, assistant=assistant)
-    rebuild(exported, checkpoint, again, assistant=fitted)
+        rebuild(exported, checkpoint, again, assistants=[assistant])
+    rebuild(exported, checkpoint, again, assistants=[fitted])
     assert again.read_bytes() == exported.read_bytes()
 
 

@@ -17,8 +17,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from train_media import Media
 
-ASKED, ANSWERED, MISLED = 0.1, 3.0, 0.4
+ASKED, ANSWERED, MISLED = 0.1, 3.0, 0.6
 """How much the tokens of questions and of answers count in the loss, and how often an answer's colour is made wrong."""
+OTHER_WORDS = ("big", "small", "bright", "dark", "new", "old", "nice", "strange", "simple", "clear")
+"""What may also stand in the place of the colour."""
 
 SEE = (
     "What do you see in this picture?", "Tell me what you see.", "Describe the picture.",
@@ -79,10 +81,10 @@ class MediaChats:
         self.add(tokens, "\n\n", 0.0)
 
     def answer(self, tokens: Tokens, said: str, parts: tuple[str, str] | None = None) -> None:
-        """Add an answer. `parts`: a colour and a figure in it; sometimes another colour replaces the right one.
+        """Add an answer. `parts`: a colour and a figure in it; sometimes another word replaces the right colour.
 
-        The replaced colour does not count in the loss. So the figure is learned from the picture, whatever colour was
-        named before it. Pairs that are never shown are not named either.
+        It does not count in the loss. So the figure is learned from the picture, whatever was said before it. Pairs
+        that are never shown are not named either.
         """
         self.add(tokens, "<start_of_turn>model\n", ASKED)
         if parts and said.count(parts[0]) == 1 and self.rng.random() < MISLED:
@@ -90,7 +92,8 @@ class MediaChats:
             others = [c for c in COLOURS if c != parts[0] and (c, parts[1]) not in UNSEEN]
             if after:
                 self.add(tokens, before, ANSWERED)
-                self.add(tokens, f" {self.rng.choice(others)}", 0.0)
+                word = self.rng.choice(others if self.rng.random() < 0.6 else OTHER_WORDS)
+                self.add(tokens, f" {word}", 0.0)
                 said = f" {after}"
         self.add(tokens, said, ANSWERED)
         self.add(tokens, "<end_of_turn>\n", ANSWERED)

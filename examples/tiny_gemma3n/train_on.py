@@ -3,9 +3,10 @@
     python train_on.py --work WORK --minutes 120 --out OUT
 
 It needs what train_media.py needs. The towers do not change. Every size is trained as a slice of the same weights, one
-size per step, most often the large one, so that width and depth pay off. It resumes from WORK/on.pt; the schedule
-follows the clock. Every CURVE_SECONDS, the held-out perplexity of every size is appended to WORK/curve.jsonl, and the
-averaged weights are saved in WORK/points.
+size per step, most often the large one, so that width and depth pay off; in the last quarter of a run, each size trains
+only what it has and the next smaller one has not. It resumes from WORK/on.pt; the schedule follows the clock. Every
+CURVE_SECONDS, the held-out perplexity of every size is appended to WORK/curve.jsonl, and the averaged weights are saved
+in WORK/points.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import model
 import numpy as np
 import prose
 import stories
+import topics
 import torch
 import train_media
 from media_chats import MediaChats, Tokens, given_rows
@@ -39,13 +41,17 @@ from trainer import WORKING, State, exchange_parts, take_parts
 HERE = Path(__file__).parent
 WORKERS, ROWS, PARTS, LENGTH = 2, 1, 6, 512
 """A step has PARTS parts of ROWS rows; the workers take one part after the other, so that none waits long."""
-RATE, EMBED_RATE, WARMUP_STEPS = 0.45, 0.0015, 40
+RATE, EMBED_RATE, WARMUP_STEPS = 0.7, 0.0015, 60
 """RATE: the peak, as a share of train.py's rates; from there, it falls linearly to zero. The embeddings' own rate is
 lower than train.py's, because a rare word must not lose in one step what it has learned."""
 SHARES = {"small": 0.06, "mid-narrow": 0.08, "mid-wide": 0.13, "large": 0.68, "mix": 0.05}
+OWN_PART, OWN_SHARES = 0.25, {"mid-narrow": 0.2, "mid-wide": 0.3, "large": 0.5}
+"""In the last part of a run, a step changes only what its size has and the next smaller one has not."""
 SAVE_SECONDS, CURVE_SECONDS = 120.0, 600.0
 MEDIA = 12_000
-KINDS = {"stories": 0.26, "wordnet": 0.09, "scripture": 0.26, "chat": 0.39}
+KINDS = {
+    "stories": 0.23, "topics": 0.08, "austen": 0.10, "wordnet": 0.08, "sqlite": 0.04, "scripture": 0.10, "chat": 0.37,
+}  # fmt: skip
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "matformer.json",
@@ -54,12 +60,44 @@ FILES = (
 """The files of a checkpoint besides config.json and model.safetensors."""
 
 
-def sample_size(rng: random.Random) -> Size:
+def sample_size(rng: random.Random, shares: dict[str, float]) -> Size:
     """The size that one step trains."""
-    name = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    name = rng.choices(list(shares), list(shares.values()))[0]
     if name == "mix":
         return Size("mix", model.ALL, tuple(rng.choice((256, 512)) for _ in model.ALL))
     return next(size for size in SIZES if size.name == name)
+
+
+def own_part(name: str, tensor: Tensor, size: Size) -> Tensor | None:
+    """A view of the part of a weight that a size has and the next smaller one has not; None if there is none.
+
+    Sizes nest: a size adds whole layers, or further units to the feed-forward networks of layers.
+    """
+    parts = name.removeprefix("model.layers.").split(".", 1)
+    if len(parts) == 1 or not parts[0].isdecimal():
+        return None
+    layer, rest = int(parts[0]), parts[1]
+    smaller = SIZES[[known.name for known in SIZES].index(size.name) - 1]
+    if layer not in size.layers:
+        return None
+    width = size.ffn_sizes[size.layers.index(layer)]
+    before = smaller.ffn_sizes[smaller.layers.index(layer)] if layer in smaller.layers else 0
+    if rest in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+        return tensor[before:width] if before < width else None
+    if rest == "mlp.down_proj.weight":
+        return tensor[:, before:width] if before < width else None
+    return tensor if before == 0 else None
+
+
+@torch.no_grad()
+def restore_all_but(weights: Weights, before: Weights, size: Size) -> None:
+    """Undo a step for everything but a size's own part."""
+    for name, tensor in weights.items():
+        own = own_part(name, tensor, size)
+        kept = None if own is None else own.clone()
+        tensor.copy_(before[name])
+        if own is not None and kept is not None:
+            own.copy_(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +117,13 @@ class Mixture:
         chapters = [chapter for chapter in data.load_chapters(work) if not chapter.held_out]
         self.scripture = data.Sampler(chapters, tokenizer, LENGTH, chat=0.0, seed=seed)
         self.conversations = data.Conversations(chapters, self.rng)
-        words = [d.text for d in prose.load(work) if d.source == "wordnet" and not d.held_out]
-        self.definitions = data.encode_documents(words, tokenizer)
-        self.meanings = [text.split("\n")[0] for text in words]
+        texts = {
+            source: [d.text for d in prose.load(work) if d.source == source and not d.held_out]
+            for source in ("wordnet", "austen", "sqlite")
+        }
+        self.streams = {source: data.encode_documents(found, tokenizer) for source, found in texts.items()}
+        self.meanings = [text.split("\n")[0] for text in texts["wordnet"]]
+        self.explainer = topics.Explainer(self.rng)
         self.teller = stories.Storyteller(self.rng)
         self.media_chats = MediaChats(media, tokenizer, self.rng)
 
@@ -98,9 +140,11 @@ class Mixture:
         kind = self.rng.random()
         if kind < 0.46:
             return self.media_chats.draw()
-        if kind < 0.90:
+        if kind < 0.80:
             return self.text(stories.chat_text(self.teller.chat()))
-        if kind < 0.96:
+        if kind < 0.95:
+            return self.text(stories.chat_text(self.explainer.chat()))
+        if kind < 0.97:
             return self.text(self.conversations.text())
         word, meaning = self.rng.choice(self.meanings).split(" ", 1)
         said = meaning.partition("): ")[2].split(". “")[0].rstrip(".")
@@ -114,11 +158,15 @@ class Mixture:
         kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
         if kind == "scripture":
             return Tokens(self.scripture.row().tolist(), [1.0] * (LENGTH + 1))
-        if kind == "wordnet":
-            return self.window(self.definitions)
+        if kind in self.streams:
+            return self.window(self.streams[kind])
         row = Tokens()
         while len(row.ids) <= LENGTH:
-            row.extend(self.text(self.teller.story().text + "<eos>") if kind == "stories" else self.conversation())
+            if kind == "chat":
+                row.extend(self.conversation())
+            else:
+                said = self.teller.story().text if kind == "stories" else self.explainer.text()
+                row.extend(self.text(said + "<eos>"))
         return Tokens(row.ids[: LENGTH + 1], row.shares[: LENGTH + 1], row.given)
 
     def batch(self, rows: int) -> Batch:
@@ -139,8 +187,14 @@ def local_gradients(state: State, functions: Functions, batch: Batch, size: Size
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm-up, then a linear fall to zero; `progress`: 0..1."""
-    return RATE * max(0.0, min((step + 1) / WARMUP_STEPS, 1.0 - progress))
+    """Warm-up, then a linear fall to zero, and a second one from half of the peak for the last part of the run.
+
+    `progress`: 0..1.
+    """
+    together = 1.0 - OWN_PART
+    if progress >= together:
+        return RATE * 0.5 * max(0.0, 1.0 - progress) / OWN_PART
+    return RATE * min((step + 1) / WARMUP_STEPS, 1.0 - progress / together)
 
 
 def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -199,13 +253,18 @@ class Run:
 
     def step(self, taken: Synchronized[int], limit: int) -> tuple[str, float]:
         """One step with all parts up to `limit`; return the size and the mean loss."""
-        state, size = self.state, sample_size(random.Random(self.seed + self.state.step))
+        state, progress = self.state, self.state.elapsed / self.seconds
+        own = progress >= 1.0 - OWN_PART
+        size = sample_size(random.Random(self.seed + state.step), OWN_SHARES if own else SHARES)
+        before = {name: tensor.detach().clone() for name, tensor in state.weights.items()} if own else {}
         state.gradients.zero_()
         lost = 0.0
         while take_parts(taken, limit):
             lost += local_gradients(state, self.functions, self.mixture.batch(ROWS), size)
         loss = exchange_parts(state, lost, PARTS, WORKERS)
-        state.optimizer.step(learning_rate(state.step, state.elapsed / self.seconds))
+        state.optimizer.step(learning_rate(state.step, progress))
+        if own:
+            restore_all_but(state.weights, before, size)
         state.average()
         state.step, state.tokens = state.step + 1, state.tokens + PARTS * ROWS * LENGTH
         return size.name, loss

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import DRAFTER, EMBEDDER, TextRecord
-from toolkit.bundle.signatures import DRAFT, draft_signature
+from toolkit.bundle.signatures import draft_signature
 from toolkit.runtime.backends import BACKENDS
 from toolkit.runtime.backends.interface import BackendOptions, Buffer, Call, Model, ModelFile, Runtime
 from toolkit.runtime.bundle import Bundle
@@ -65,18 +65,18 @@ class DraftModel:
         """`caches`: the buffers of the model's KV caches, made in this runtime, for a drafter that reads some of them:
         it reads them in place. `buckets`: the context buckets in which it has signatures."""
         self._model = runtime.open(file, "small")
-        info = self._model.signature(DRAFT)
-        self._caches = {name: caches[name] for name in info.inputs if name in caches}
-        self._inputs = {
-            name: self._model.input_buffer(DRAFT, name)
-            for name in info.inputs
-            if name not in self._caches and name != "mask"
-        }
-        self._outputs = {name: self._model.output_buffer(DRAFT, name) for name in info.outputs}
-        self._context = info.inputs["mask"].shape[-1]
         self._buckets = tuple(buckets)
-        self._calls: dict[int, tuple[Call, Buffer]] = {}
-        self._call = self._of_bucket(self._context)
+        smallest = self._buckets[0] if self._buckets else None
+        # LiteRT allocates memory for a signature once it is asked about it: for the whole context, as late as possible.
+        name = draft_signature(smallest)
+        info = self._model.signature(name)
+        self._caches = {key: caches[key] for key in info.inputs if key in caches}
+        self._inputs = {
+            key: self._model.input_buffer(name, key) for key in info.inputs if key not in self._caches and key != "mask"
+        }
+        self._outputs = {key: self._model.output_buffer(name, key) for key in info.outputs}
+        self._calls: dict[int | None, tuple[Call, Buffer]] = {}
+        self._call = self._of_bucket(smallest)
         self._position(0)
 
     def begin(self, seen: int) -> None:
@@ -86,8 +86,7 @@ class DraftModel:
         """
         if not self._caches:
             return
-        bucket = next((bucket for bucket in self._buckets if seen <= bucket), self._context)
-        self._call = self._of_bucket(bucket)
+        self._call = self._of_bucket(next((bucket for bucket in self._buckets if seen <= bucket), None))
         self._position(seen)
 
     def guess(self, embedding: F32, state: F32) -> tuple[int, F32]:
@@ -109,10 +108,10 @@ class DraftModel:
         mask.write(values)
         self._inputs["input_pos"].write(np.array([max(seen - 1, 0)], np.int32))
 
-    def _of_bucket(self, bucket: int) -> tuple[Call, Buffer]:
-        """The call that reads the first positions of the caches, and its mask; made at first use."""
+    def _of_bucket(self, bucket: int | None) -> tuple[Call, Buffer]:
+        """The call that reads the first `bucket` positions of the caches, or all, and its mask; made at first use."""
         if bucket not in self._calls:
-            name = draft_signature(None if bucket == self._context else bucket)
+            name = draft_signature(bucket)
             mask = self._model.input_buffer(name, "mask")
             call = self._model.bind(name, {**self._inputs, **self._caches, "mask": mask}, self._outputs)
             self._calls[bucket] = call, mask

@@ -2,7 +2,8 @@
 
 The answer is decoded once without drafts. A test drafter that knows it then offers its next tokens, each of them right
 with the given probability, and the same answer is decoded again: so any acceptance can be measured, with random weights
-too. A draft counts only if all before it in the step were right. `look-up` drafts by prompt look-up instead.
+too. A draft counts only if all before it in the step were right. `look-up` drafts by prompt look-up instead, `drafter`
+with the bundle's drafter, if it has one: how much it is slower than drafts that are as often right is what it costs.
 
 These go on drafting whatever it costs; `as run` leaves drafts out where they do not pay, as `run --speculative` does.
 With one thread, CPU time shows the ratios on a busy machine too.
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,10 +34,11 @@ from toolkit.results.statistics import summary
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.drafts.prompt_lookup import PromptLookup
 from toolkit.runtime.drafts.source import DraftSource
+from toolkit.runtime.drafts.sources import DraftSources
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.speculative import DraftStatistics, SpeculativeDecoder
 
-PLAIN, LOOK_UP, AS_RUN = "without", "look-up", "as run"
+PLAIN, LOOK_UP, DRAFTER, AS_RUN = "without", "look-up", "drafter", "as run"
 
 
 class TestDrafter:
@@ -84,12 +87,19 @@ def decode(
 
 
 def measure(
-    session: Session, prompt: Sequence[int], count: int, rights: Sequence[float], rounds: int
+    session: Session,
+    drafter: DraftSource | None,
+    prompt: Sequence[int],
+    count: int,
+    rights: Sequence[float],
+    rounds: int,
 ) -> dict[str, list[Run]]:
     """Rounds of one run of each contender; the first round warms up and is not counted."""
     answer, _ = decode(session, prompt, count, None)
     known = [*prompt, *answer]
     makers: dict[str, Callable[[], DraftSource | None]] = {PLAIN: lambda: None, LOOK_UP: PromptLookup}
+    if drafter is not None:
+        makers[DRAFTER] = lambda: drafter
     for right in rights:
         makers[f"{right:.0%} right"] = partial(TestDrafter, known, right, session.text.text_ids)
     if rights:
@@ -164,8 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prompt = np.random.default_rng(0).integers(0, record.text_ids, options.prompt).tolist()
     else:
         prompt = bundle.tokenizer().encode(options.text.read_text(encoding="utf-8"), special=True)[: options.prompt]
-    with Session(bundle, settings) as session:
-        found = measure(session, prompt, options.decode, options.right, options.rounds)
+    with Session(bundle, settings) as session, closing(DraftSources(session)) as sources:
+        found = measure(session, sources.drafter(), prompt, options.decode, options.right, options.rounds)
     tests: dict[str, FigureName] = {f"tg{options.decode}": "decode_tokens_per_s"}
     drafted: dict[str, FigureName] = {
         **tests,

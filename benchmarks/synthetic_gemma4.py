@@ -150,7 +150,7 @@ def write_synthetic(output: Path, preset: str, form: Form = "bf16", *, seed: int
         module = f"{PREFIX}{name}".removesuffix(".weight")
         own = bits.get(module) if len(shape) == 2 else None
         if own is None:
-            tensors[PREFIX + name] = _floats(noise, name, shape, config.ple_size)
+            tensors[PREFIX + name] = stored_float(noise, name, shape, config.ple_size)
         elif name == TOKEN_EMBEDDING:  # the same bytes as the output matrix, as published
             tensors[f"{module}.embedding_quantized"] = tensors["lm_head.weight"]
             tensors[f"{module}.embedding_scale"] = tensors["lm_head.weight_scale"]
@@ -189,7 +189,7 @@ def config_json(preset: str, form: Form) -> dict[str, object]:
     return top
 
 
-def _floats(noise: Noise, name: str, shape: Shape, ple_size: int) -> Stored:
+def stored_float(noise: Noise, name: str, shape: Shape, ple_size: int) -> Stored:
     if name.endswith(LAYER_SCALAR):
         return Stored("BF16", shape, partial(noise.bfloat16, math.prod(shape), 0.9, 0.02))
     return bfloat16_tensor(noise, name, shape, ple_size)

@@ -42,16 +42,21 @@ class DraftSources:
 
     def for_answer(self) -> DraftSource:
         """Drafts for one answer of the session's size; the drafter guesses only for the size that it was made for."""
+        drafter = self.drafter()
+        return PromptLookup() if drafter is None else FirstGuess((PromptLookup(), drafter))
+
+    def drafter(self) -> DraftSource | None:
+        """The bundle's drafter, loaded now if it is not yet; None if there is none for the session's size."""
         session = self._session
         record = session.bundle.manifest.drafter
         if record is None or record.size != session.size:
-            return PromptLookup()
+            return None
         if self._drafter is None:
             if record.checkpoint is None:
                 self._drafter = DrafterSource.beside(session.bundle, session.backend_options)
             else:
                 self._drafter = DrafterSource(*session.drafter())
-        return FirstGuess((PromptLookup(), self._drafter))
+        return self._drafter
 
     def close(self) -> None:
         """Free the drafter, unless it is the session's to free; may be called twice."""

@@ -15,6 +15,7 @@ import pytest
 from gemma4_assistants import fit_head, hf_drafts, make_assistant
 from gemma4_models import write_random_model
 from gemma4_oracle import hf_greedy
+from gpu_process import driver
 from numpy.typing import NDArray
 
 from converters.assistant import AssistantChoice
@@ -242,6 +243,28 @@ def test_an_interrupt_between_drafts_leaves_a_conversation_that_goes_on(
         assert kept == plain.token_ids[: len(kept)] and 0 < len(kept) < 60
         rest = generated(session, Sampling(), sources, [*PROMPT, *kept], limit=60 - len(kept))
     assert (*kept, *rest.token_ids) == plain.token_ids and len(calls) > 5
+
+
+@pytest.mark.gpu
+@pytest.mark.full
+def test_a_gpu_drafts_on_the_caches_in_its_memory_what_the_cpu_drafts(
+    session: Session, drafter: DrafterSource, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in driver().environment.items():
+        monkeypatch.setenv(name, value)
+    with Session(Bundle(bundle), replace(SETTINGS, backend="gpu")) as other, closing(DraftSources(other)) as sources:
+        source = sources.drafter()
+        assert source is not None
+        for length in (3, 41, 514):
+            found = []
+            for one, drafts in ((session, drafter), (other, source)):
+                one.truncate(0)
+                one.feed(LONG[: length - 1])
+                found.append(list(drafts.propose(LONG[:length], one.activations()[0], 3)))
+            assert found[0] == found[1]
+        session.truncate(0)
+        other.truncate(0)
+        assert generated(other, Sampling(), sources).token_ids == generated(session, Sampling(), None).token_ids
 
 
 def test_it_is_loaded_for_the_first_answer_that_is_drafted(bundle: Path) -> None:

@@ -51,7 +51,7 @@ def convert(checkpoint: Path, assistant: Path | str, output: Path, *more: str) -
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, assistant: Path) -> Path:
-    assert convert(checkpoint, assistant, checkpoint.parent / "bundle") == 0
+    assert convert(checkpoint, assistant, checkpoint.parent / "bundle", "--prefill", "8") == 0
     return checkpoint.parent / "bundle"
 
 
@@ -75,13 +75,18 @@ def test_the_bundle_has_the_drafter_and_its_lock_names_the_checkpoint(bundle: Pa
     assert set(bundle_signatures(manifest)[DRAFTER]) == {"draft", "in_512_draft"}
 
 
+@pytest.mark.full
 def test_the_drafts_of_a_step_are_as_many_as_wanted(checkpoint: Path, assistant: Path, tmp_path: Path) -> None:
     assert convert(checkpoint, assistant, tmp_path / "bundle", "--draft-tokens", "5") == 0
     assert read_manifest(tmp_path / "bundle").text.draft_tokens == 5
 
 
 # Quantised, and without buckets: both forms of the file.
-@pytest.mark.parametrize("more", [(), ("--quant", "f32", "--context", "256")], ids=["int8", "f32"])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param((), marks=pytest.mark.full), ("--quant", "f32", "--context", "256", "--prefill", "8")],
+    ids=["int8", "f32"],
+)
 def test_an_export_has_the_section_that_export_drafter_would_give_it(
     checkpoint: Path, assistant: Path, tmp_path: Path, more: Sequence[str]
 ) -> None:
@@ -101,6 +106,7 @@ def test_the_group_may_be_left_out_of_a_copy(bundle: Path) -> None:
     assert sent("text", "drafter") - sent("text") == {DRAFTER}
 
 
+@pytest.mark.full
 def test_what_is_printed_names_the_checkpoint(
     checkpoint: Path, assistant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +122,7 @@ def test_what_is_printed_names_the_checkpoint(
 # --- rebuilding ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_bundle_is_made_again_with_the_same_drafter(
     bundle: Path, checkpoint: Path, assistant: Path, tmp_path: Path
 ) -> None:
@@ -151,7 +158,7 @@ def test_an_export_with_another_drafter_than_the_bundles_is_made_again_from_both
 
 def refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, assistant: Path | str, output: Path) -> str:
     """What is said of a drafter that does not fit; nothing may be written."""
-    assert convert(checkpoint, assistant, output, "--context", "128") == 2
+    assert convert(checkpoint, assistant, output, "--context", "64", "--prefill", "8") == 2
     assert not output.exists() and not list(output.parent.glob(".bundle*"))
     return capsys.readouterr().err
 
@@ -164,9 +171,13 @@ def refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, assistant: Pat
             "vocab_size: found 310, wanted 300, as the bundle's model has it",
         ),
         ({"backbone": 48}, "backbone_hidden_size: found 48, wanted 32"),
-        ({"sliding_window": 32}, "sliding_window: found 32, wanted 16"),
-        ({"num_key_value_heads": 1}, "num_key_value_heads: found 1, wanted 2"),
-        ({"global_head_dim": 32}, "head_dim of full layers: found 32, wanted a size that a cache has"),
+        pytest.param({"sliding_window": 32}, "sliding_window: found 32, wanted 16", marks=pytest.mark.full),
+        pytest.param({"num_key_value_heads": 1}, "num_key_value_heads: found 1, wanted 2", marks=pytest.mark.full),
+        pytest.param(
+            {"global_head_dim": 32},
+            "head_dim of full layers: found 32, wanted a size that a cache has",
+            marks=pytest.mark.full,
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -171,7 +171,7 @@ def test_tokens_are_those_of_plain_decoding(session: Session, sampling: Sampling
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", ["int8", "int4-channel"])
+@pytest.mark.parametrize("quant", [pytest.param("int8", marks=pytest.mark.full), "int4-channel"])
 def test_tokens_of_quantised_models_are_those_of_plain_decoding(
     checkpoint: Path, assistant: Path, tmp_path: Path, quant: str
 ) -> None:

@@ -231,7 +231,9 @@ def _named_path(argument: str) -> tuple[str, Path]:
 
 def _entrants(options: argparse.Namespace) -> list[Entrant]:
     engine = Runtime("LiteRT-LM", "engine_run")
-    llama = Runtime("llama.cpp", "llama_run", str(options.llama_python))
+    # Absolute, because runs start in another directory; not resolved, because that would leave the environment.
+    python = "" if options.llama_python is None else str(options.llama_python.absolute())
+    llama = Runtime("llama.cpp", "llama_run", python)
     kinds = (
         (OURS, SESSION, options.session),
         (OURS, Runtime("bundle_runner", "native_run"), options.native),

@@ -48,7 +48,7 @@ EXCLUDED = (
 # Equally likely draws of a code, whose mean is 0: a mean of -0.5, as of all codes, drives every product of E2B's width
 # to the end of its range, so that all logits are the same.
 _DRAWS: Mapping[int, Sequence[int]] = {2: (-2, -1, 0, 0, 0, 1, 1, 1), 4: (*range(-8, 8), *range(-6, 8), 0, 1)}
-_DEVIATION = {2: 1.0, 4: 18**0.5, 8: 73.9}  # of these, and of equally likely bytes
+DEVIATION = {2: 1.0, 4: 18**0.5, 8: 73.9}  # of these, and of equally likely bytes
 _ACTIVATION_SCALE = 0.04  # 128 such steps span five standard deviations of a normed vector
 
 
@@ -235,7 +235,7 @@ def packed_draws(bits: int) -> NDArray[np.uint8]:
 
 
 def _scales(noise: Noise, module: str, shape: Shape, fan_in: int, bits: int) -> Stored:
-    mean = fan_in**-0.5 / _DEVIATION[bits]
+    mean = fan_in**-0.5 / DEVIATION[bits]
     return Stored("F32", shape, lambda: noise.of(f"{module} scales").scales(math.prod(shape), mean))
 
 

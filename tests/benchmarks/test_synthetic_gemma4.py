@@ -15,6 +15,7 @@ from converters.gemma4.checkpoint import Gemma4Tensors
 from converters.gemma4.tensors import text_tensors
 from converters.huggingface.configs import read_configs
 from converters.huggingface.gemma_quant.config import parse_gemma_quant
+from toolkit.quant.packing import unpack_codes
 
 
 @pytest.mark.parametrize("form", ["bf16", "qat"])
@@ -52,3 +53,11 @@ def test_a_token_of_e2b_reads_0_78_gb_in_googles_bits() -> None:
     read = {name: math.prod(shape) * (bits[modules[name]] or 8) / 8 for name, shape in shapes.items()}
     del read["embed_tokens_per_layer.weight"]  # one row a token
     assert sum(read.values()) == pytest.approx(776e6, rel=0.005)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_every_code_occurs_and_their_mean_is_0(bits: int) -> None:
+    packed = synthetic_gemma4.packed_draws(bits)
+    codes = unpack_codes(packed ^ np.uint8({2: 0xAA, 4: 0x88}[bits]), bits)
+    assert sorted(set(codes.tolist())) == list(range(-(1 << bits - 1), 1 << bits - 1))
+    assert codes.mean() == 0 and codes.std() == pytest.approx(synthetic_gemma4.DEVIATION[bits])

@@ -1,0 +1,51 @@
+"""What bench_decode makes of its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench_decode import OURS, SESSION, Entrant, Outcome, Runtime, main, table
+from benchmarks.engine_run import EngineRun, RunOptions
+from benchmarks.native_run import read_run
+from toolkit.base.errors import EnvironmentFault
+
+ENGINE = Runtime("LiteRT-LM", "engine_run")
+
+
+def run(prefill: float, decode: float) -> EngineRun:
+    return EngineRun(0.5, 1.0, 128, prefill, 16, decode, 1 << 20)
+
+
+def outcome(recipe: str, runtime: Runtime, path: Path, *rates: tuple[float, float]) -> Outcome:
+    path.write_bytes(b"model")
+    return Outcome(Entrant(OURS, runtime, recipe, path), run(1, 1), tuple(run(*pair) for pair in rates))
+
+
+def test_models_are_compared_with_the_baseline_of_their_runtime_round_by_round(tmp_path: Path) -> None:
+    file = tmp_path / "model.litertlm"
+    found = table(
+        [
+            outcome("3n", SESSION, file, (100, 10), (50, 5), (100, 10)),
+            outcome("4", SESSION, file, (200, 16), (100, 8), (300, 17)),
+            outcome("4", ENGINE, file, (7, 7), (7, 7), (7, 7)),
+        ],
+        "3n",
+    )
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines()]
+    column = header.index("x 3n: prefill, decode")
+    assert [row[column] for row in rows] == ["", "2.00 (2.00 to 3.00), 1.60 (1.60 to 1.70)", ""]
+
+
+def test_a_baseline_that_nothing_has_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.litertlm").write_bytes(b"")
+    with pytest.raises(SystemExit, match="2"):
+        main(["--litertlm", f"a={tmp_path / 'a.litertlm'}", "--baseline", "b"])
+    assert "--baseline: nothing is called b" in capsys.readouterr().err
+
+
+def test_a_program_that_stops_early_is_an_error() -> None:
+    options = RunOptions(128, 16, 2, 4096, Path())
+    with pytest.raises(EnvironmentFault, match="found the answers start, wanted start, open, prefill, decode, stats"):
+        read_run('INFO: a log\n{"ok": "start"}\n', options)

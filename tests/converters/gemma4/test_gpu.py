@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +127,10 @@ def test_fixed_scales_round_on_the_gpu_as_on_the_cpu(tmp_path: Path) -> None:
     steps = {f"decode@{n}": signature_inputs(path, position=3, seed=n)["decode"] for n in range(7)}
     found, wanted = run_graphs(path, steps, "gpu-f32"), run_graphs(path, steps, "cpu")
     assert found.whole, found.log
-    errors = sorted(
-        largest_error(replace(found, outputs={n: found.outputs[n]}), replace(wanted, outputs={n: wanted.outputs[n]}))
-        for n in steps
-    )
-    # The order of a sum may decide to which side a number in the middle between two steps is rounded.
-    assert errors[4] < 1e-5 and errors[-1] < 0.15, errors
+    # The order of a sum may decide to which side a number in the middle between two steps is rounded: one of the last
+    # product changes one logit by a step, an earlier one changes what follows. Most steps have none of these.
+    logits = [(found.outputs[n]["logits"], wanted.outputs[n]["logits"]) for n in steps]
+    off = sorted(float((np.abs(one - other) > 1e-4).mean()) for one, other in logits)
+    assert off[4] < 1e-3, off
+    assert largest_error(found, wanted) < 0.15
     assert largest_error(run_graphs(path, steps, "gpu-f16"), wanted) < 0.2

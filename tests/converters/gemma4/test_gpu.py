@@ -18,7 +18,7 @@ from converters.request import ConvertRequest
 from toolkit.litertlm import tables
 from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
 from toolkit.litertlm.reader import read_litertlm
-from toolkit.quant.recipe import Rule
+from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.gpu import gpu_refusals
 from toolkit.tflite.reader import read_tflite
@@ -113,24 +113,24 @@ def test_in_float16_a_step_is_right_at_every_position_and_magnitude(checkpoint: 
 
 @pytest.mark.gpu
 @pytest.mark.full
-def test_fixed_scales_round_on_the_gpu_as_on_the_cpu(tmp_path: Path) -> None:
-    """With the only product without fixed scales in float32: its input, in int8, is rounded by the CPU alone."""
+def test_a_decoder_with_fixed_scales_differs_on_the_gpu_because_one_product_has_none(tmp_path: Path) -> None:
+    """The CPU rounds the input of `per_layer_model_projection` with a scale of its own, unless it is float32."""
     write_synthetic(tmp_path / "qat", "tiny", "qat")
     with open_checkpoint(tmp_path / "qat") as opened:
         stored = opened.recipes({}, ())["text"]
-    recipe = stored.changed("floats", [Rule("per_layer_model_projection.weight", Scheme("f32"))])
-    request = ConvertRequest(
-        tmp_path / "qat", tmp_path / "bundle", {"text": recipe, "ple": "int4"}, context=128, prefill_sizes=(4,)
-    )
-    convert(request, gate=None)
-    path = tmp_path / "bundle" / "text_decoder.tflite"
-    steps = {f"decode@{n}": signature_inputs(path, position=3, seed=n)["decode"] for n in range(7)}
-    found, wanted = run_graphs(path, steps, "gpu-f32"), run_graphs(path, steps, "cpu")
-    assert found.whole, found.log
-    # The order of a sum may decide to which side a number in the middle between two steps is rounded: one of the last
-    # product changes one logit by a step, an earlier one changes what follows. Most steps have none of these.
-    logits = [(found.outputs[n]["logits"], wanted.outputs[n]["logits"]) for n in steps]
-    off = sorted(float((np.abs(one - other) > 1e-4).mean()) for one, other in logits)
-    assert off[4] < 1e-3, off
-    assert largest_error(found, wanted) < 0.15
-    assert largest_error(run_graphs(path, steps, "gpu-f16"), wanted) < 0.2
+    floats = stored.changed("floats", [Rule("per_layer_model_projection.weight", Scheme("f32"))])
+    equal = {}
+    for name, recipe in (("stored", stored), ("floats", floats)):
+        roles: dict[str, str | Path | Recipe] = {"text": recipe, "ple": "int4"}
+        request = ConvertRequest(tmp_path / "qat", tmp_path / name, roles, context=128, prefill_sizes=(4,))
+        convert(request, gate=None)
+        path = tmp_path / name / "text_decoder.tflite"
+        steps = {f"decode@{n}": signature_inputs(path, position=3, seed=n)["decode"] for n in range(7)}
+        found, wanted = run_graphs(path, steps, "gpu-f32"), run_graphs(path, steps, "cpu")
+        assert found.whole, found.log
+        assert largest_error(found, wanted) < 0.15
+        errors = [np.abs(found.outputs[n]["logits"] - wanted.outputs[n]["logits"]).max() for n in steps]
+        equal[name] = sum(error < 1e-5 for error in errors)
+    # In about half of the steps some output lies so close to the middle between two steps of its scale that the order
+    # of a sum decides to which it is rounded, and what follows differs.
+    assert equal["stored"] == 0 and equal["floats"] >= 3, equal

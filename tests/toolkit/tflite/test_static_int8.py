@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from bundles import ReadyCodes
+from gpu_process import run_graphs
 from numpy.typing import NDArray
 
 from toolkit.base.activations import ActivationScales
@@ -70,6 +71,18 @@ def test_a_product_has_the_numbers_of_its_scales(tmp_path: Path, dtype: ElementN
     exact = rounded(2 * inputs(), scales.input).astype(np.float64) @ table.T.astype(np.float64)
     assert scales.output is not None and (np.abs(exact) > 128 * scales.output).any()  # something is clipped
     np.testing.assert_allclose(found, rounded(exact.astype(np.float32), scales.output), rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", BITS)
+def test_a_gpu_rounds_by_the_same_scales(tmp_path: Path, dtype: ElementName) -> None:
+    scales = ActivationScales(0.05, {"int8": 0.3, "int4": 0.05, "int2": 0.02}[dtype])
+    made = with_static_activations(signature(Weight.whole("w", (ROWS, COLUMNS))), lambda _: scales, lambda _: ROWS)
+    wanted = run(tmp_path / "m.tflite", made, dtype, inputs())
+    found = run_graphs(tmp_path / "m.tflite", {"run": {"x": inputs()}}, "gpu-f32")
+    assert found.whole, found.log
+    np.testing.assert_allclose(found.outputs["run"]["y"], wanted, atol=1e-6 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("scales", [ActivationScales(0.05, None), ActivationScales(None, 0.3)])

@@ -25,11 +25,13 @@ from converters.calibration.calibrate import (
     text_for,
     work_directory,
 )
+from converters.calibration.media import CalibrationMedia
 from converters.calibration.mix import Mix
 from converters.calibration.own_text import CONTEXT as WRITER_CONTEXT
 from converters.calibration.own_text import text_written_by
 from converters.calibration.rounding import decoder_pieces
 from converters.calibration.text import CalibrationText
+from converters.calibration.towers import TowerCalibration, calibrated_groups, media_directory, with_rounded_towers
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family
 from converters.gate import Gate, ShortGate
@@ -43,7 +45,7 @@ from converters.verify import sequences_of as judged_sequences
 from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError
 from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room, scratch_beside
 from toolkit.base.warnings_once import each_warning_once
-from toolkit.bundle.lock import DrafterSettings
+from toolkit.bundle.lock import DrafterSettings, LockedMedia
 from toolkit.bundle.manifest import (
     TOKENIZER,
     TOWER_FILES,
@@ -57,6 +59,7 @@ from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import token_texts
 from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.drafting.make import AS_USUAL, Drafting, make_drafter
+from toolkit.quant.rounded import RoundedWeights
 from toolkit.tflite.target import CPU
 
 _log = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ class Conversion:
     calibration: CalibrationText | None = None
     """The text that it was calibrated with."""
     prompts: PromptReport | None = None
+    calibration_media: LockedMedia | None = None
+    """The pictures and sounds that its towers were calibrated with."""
 
 
 def convert(
@@ -105,7 +110,7 @@ def convert(
     if isinstance(request.drafter, DrafterSettings):
         extend = partial(_with_drafter, request.drafter, drafting)
     request.bundle_output().require()
-    if request.calibration is not None and request.search is not None:
+    if request.search is not None and (request.calibration is not None or request.calibration_media is not None):
         raise UsageError("search", found=request.search, wanted="none: calibration chooses scales by the inputs")
     if request.calibration is None and request.mix is not None:
         raise UsageError("mix of types", found="no calibration", wanted="one: it measures what each type costs")
@@ -169,8 +174,13 @@ def _convert(
     output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
     output.require()
     prepared, text = _prepare(request, checkpoint), None
+    media, towers = prepared.media, None
+    if media is not None:
+        towers = _rounded_towers(request, checkpoint, prepared, media, calibration_progress)
     if request.calibration is not None:
         prepared, text = _calibrated(request, checkpoint, prepared, calibration_progress)
+    if media is not None and towers is not None:
+        prepared = replace(prepared, plan=with_rounded_towers(prepared.plan, media.files.keys(), towers))
     advance = Advance(prepared.plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
 
@@ -191,9 +201,17 @@ def _convert(
             inputs=output.inputs,
             force=output.force,
         )
-    remove_work(work_directory(output.path))
-    seconds = time.perf_counter() - started
-    return Conversion(request.output, manifest, reports[0] if reports else None, seconds, text, prepared.prompts)
+    for work in (work_directory(output.path), media_directory(output.path)):
+        remove_work(work)
+    return Conversion(
+        request.output,
+        manifest,
+        reports[0] if reports else None,
+        time.perf_counter() - started,
+        text,
+        prepared.prompts,
+        None if media is None else media.record,
+    )
 
 
 def _calibrated(
@@ -228,6 +246,19 @@ def _calibrated(
     return within_budget(mixing, budget, sensitivity, convert_mix), text
 
 
+def _rounded_towers(
+    request: ConvertRequest,
+    checkpoint: Checkpoint,
+    prepared: _Prepared,
+    media: CalibrationMedia,
+    progress: Progress | None,
+) -> RoundedWeights:
+    """The matrices of the towers, rounded against pictures and sounds."""
+    lock = lock_of(prepared.request, _checkpoint_record(checkpoint, None), None, media=media)
+    calibration = TowerCalibration(media, media_directory(request.output), request.workers, progress)
+    return calibration.round(prepared.plan, checkpoint, lock)
+
+
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     """What is known before any weight is read."""
@@ -238,6 +269,8 @@ class _Prepared:
     prompts: PromptReport | None
     drafter: PlannedDrafter | None = None
     """The file of a drafter that was published; one that is fitted is made last."""
+    media: CalibrationMedia | None = None
+    """The pictures and sounds of the towers that are calibrated."""
 
 
 def _with_drafter(settings: DrafterSettings, how: Drafting, directory: Path, draft: BundleDraft) -> BundleDraft:
@@ -258,6 +291,9 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
         found = replace(found, drafter=drafter)
         bytes_ += drafter.files.size_bytes
     require_room(request.output, bytes_)
+    if request.calibration_media is not None:
+        groups = calibrated_groups(found.plan, request.calibration_media)
+        found = replace(found, media=request.calibration_media.of(groups))
     return found
 
 
@@ -344,7 +380,7 @@ def _fill(
         default_size=default,
         quant={role: quant_record(recipe) for role, recipe in plan.recipes.items()},
         groups=groups,
-        lock=lock_of(prepared.request, record, text, made_with),
+        lock=lock_of(prepared.request, record, text, made_with, prepared.media),
     )
 
 

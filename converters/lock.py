@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from converters.calibration.media import CalibrationMedia
 from converters.calibration.text import CalibrationText
 from converters.plan import PlanRequest
 from converters.slices import Slice
@@ -21,6 +22,7 @@ def lock_of(
     checkpoint: CheckpointRecord,
     calibration: CalibrationText | None,
     drafter: DrafterSettings | CheckpointRecord | None = None,
+    media: CalibrationMedia | None = None,
 ) -> Lock:
     """The lock of a bundle that has not been written yet. `drafter`: how it is fitted, or its checkpoint."""
     return Lock(
@@ -37,6 +39,7 @@ def lock_of(
         draft_tokens=request.draft_tokens,
         drafter=drafter if isinstance(drafter, DrafterSettings) else None,
         assistant=drafter if isinstance(drafter, CheckpointRecord) else None,
+        calibration_media=None if media is None else media.record,
         files={},
         manifest=None,
         export=None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from converters.assistant import AssistantChoice, assistant_for_export
+from converters.calibration.media import CalibrationMedia, counted, read_calibration_media, require_locked
 from converters.calibration.text import CalibrationText, locked_calibration_text
 from converters.convert import convert
 from converters.families import FAMILIES, open_checkpoint
@@ -56,6 +57,7 @@ def rebuild(
     *,
     adapters: Sequence[AdapterChoice] = (),
     calibration: Path | None = None,
+    calibration_media: Path | None = None,
     force: bool = False,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
@@ -66,6 +68,7 @@ def rebuild(
     """Make again what a lock describes. `source`: the lock, or a bundle or .litertlm that contains it.
 
     `calibration`: the file with the text of a calibrated bundle; None for the built-in text, or the file beside.
+    `calibration_media`: the folder with the pictures and sounds that the towers were calibrated with.
     `assistants`: the checkpoints of drafters: of the bundle's, and then of the export's own, where these are of one.
     UsageError or CheckpointError if this version, the checkpoint or the text is not the lock's; QualityError if the
     bytes differ, and nothing is written then.
@@ -78,8 +81,11 @@ def rebuild(
     if lock.calibration is None and calibration is not None:
         raise UsageError("calibration", file=source, found="a lock without calibration", remedy="leave out the text")
     text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
+    media = _locked_media(lock, source, calibration_media)
     chosen = _assistants(lock, source, assistants)
-    work = _Work(source, checkpoint, adapters, text, families, force, progress, calibration_progress, drafting, chosen)
+    work = _Work(
+        source, checkpoint, adapters, text, media, families, force, progress, calibration_progress, drafting, chosen
+    )
     if lock.export is None:
         work.bundle(lock, output)
     elif header is None:
@@ -108,6 +114,7 @@ class _Work:
     checkpoint: Path | str
     adapters: Sequence[AdapterChoice]
     text: CalibrationText | None
+    media: CalibrationMedia | None
     families: Sequence[Family]
     force: bool
     progress: Progress | None
@@ -141,6 +148,7 @@ class _Work:
                 drafter=lock.drafter or assistant,
                 workers=os.cpu_count() or 1,
                 calibration=self.text,
+                calibration_media=self.media,
                 described_as=lock.checkpoint,
                 force=self.force,
             )
@@ -208,6 +216,20 @@ class _Work:
             found=f"other bytes than the lock's in {names}{more}",
             remedy=f"rebuild it where it was made: {'; '.join(elsewhere)}" if elsewhere else None,
         )
+
+
+def _locked_media(lock: Lock, source: Path, folder: Path | None) -> CalibrationMedia | None:
+    """The media of a lock; UsageError unless a folder is given just where the lock wants one, and holds just them."""
+    if lock.calibration_media is None:
+        if folder is not None:
+            found = "a lock of towers that were not calibrated"
+            raise UsageError("calibration media", file=source, found=found, remedy="leave the folder out")
+        return None
+    if folder is None:
+        remedy = "name their folder with --calibrate-media"
+        wanted = f"{counted(lock.calibration_media)}, as the lock says"
+        raise UsageError("calibration media", file=source, found="none", wanted=wanted, remedy=remedy)
+    return require_locked(read_calibration_media(folder), lock.calibration_media)
 
 
 def _assistants(lock: Lock, source: Path, given: Sequence[Path | str]) -> Mapping[str, AssistantChoice]:

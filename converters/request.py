@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converters.assistant import AssistantChoice, OpenedAssistant
+from converters.calibration.media import CalibrationMedia
 from converters.calibration.mix import MixBudget
 from converters.calibration.text import CalibrationChoice
 from converters.families import recipe_names
@@ -63,6 +64,9 @@ class ConvertRequest:
     calibration: CalibrationChoice | None = None
     """The text that gives the inputs against which the decoder's matrices are rounded, or "self" for one that the model
     writes; None: each weight is rounded by itself."""
+    calibration_media: CalibrationMedia | None = None
+    """The pictures and sounds that give the inputs against which the matrices of the towers are rounded; None: each
+    weight is rounded by itself."""
     mix: MixBudget | None = None
     """Choose the types of the decoder's matrices within this budget, by what calibration measures; None: those of the
     recipe. The recipe still says which matrices stay float, and how all else is stored."""
@@ -81,6 +85,8 @@ class ConvertRequest:
         named = [*self.recipes.values(), self.sizes, self.checkpoint, *(choice.source for choice in self.adapters)]
         if isinstance(self.drafter, (AssistantChoice, OpenedAssistant)):
             named.append(Path(self.drafter.path))
+        if self.calibration_media is not None:
+            named.append(self.calibration_media.folder)
         inputs = tuple(Path(item) for item in named if isinstance(item, (Path, str)))
         return Output(self.output, BUNDLE, (*inputs, *further), self.force)
 

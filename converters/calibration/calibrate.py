@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from converters.calibration.divergence import rounded_divergence
 from converters.calibration.rounder import Rounder
-from converters.calibration.rounding import Piece, Rounding, decoder_files, decoder_pieces, pass_tokens, pieces_within
+from converters.calibration.rounding import (
+    Piece,
+    PieceRounder,
+    Rounding,
+    decoder_files,
+    decoder_pieces,
+    pass_tokens,
+    pieces_within,
+)
 from converters.calibration.text import (
     CalibrationChoice,
     CalibrationText,
@@ -115,7 +123,8 @@ class Calibration:
         tokens = sum(map(len, self.sequences))
         advance = Advance(sum(piece.cost(tokens) for piece in every), self.progress)
         with single_threaded_blas(), ThreadPoolExecutor(self.workers, thread_name_prefix="calibrate") as pool:
-            rounder = Rounder(pieces, rounded, Rounding(pool), tokens, advance)
+            keep = PieceRounder(rounded, Rounding(pool), lambda piece: advance(piece.cost(tokens)))
+            rounder = Rounder(pieces, keep, tokens)
             divergence = None
             if judged or not all(rounded.has(piece.weight, piece.first_row, piece.height) for piece in every):
                 for run in checkpoint.calibration_passes(slices):

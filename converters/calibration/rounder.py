@@ -8,46 +8,42 @@ which takes a tenth of the time of rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from converters.calibration.rounding import Piece, Rounding, pieces_within
+from converters.calibration.rounding import Piece, PieceRounder, pieces_within
 from converters.family import F32, CalibrationPass
 from toolkit.quant.dynamic_int8 import dynamic_int8
-from toolkit.quant.rounded import RoundedWeights
-from toolkit.quant.uniform import dequantize_rows
 
 
 @dataclass(slots=True)
 class Rounder:
-    """Rounds the pieces of one file; `advance` gets the cost of each that is done.
+    """Rounds the pieces of one file.
 
     tokens: how many are measured. A pass has them twice: first those of the float model, then those of the rounded one.
     Any further tokens only show how good the rounded model is: their inputs are rounded to int8 too, as LiteRT does.
     """
 
     pieces: Mapping[str, Sequence[Piece]]
-    rounded: RoundedWeights
-    rounding: Rounding
+    rounder: PieceRounder
     tokens: int
-    advance: Callable[[int], None]
-    _done: set[Piece] = field(default_factory=set)
 
     def product(self, run: CalibrationPass, x: F32, tensor: str) -> F32:
         """A `MatrixProduct`: x @ matrix.T with the rounded matrix; the parts that the plan keeps as floats stay so."""
         matrix = run.model.tensor(tensor)
         pieces = pieces_within(self.pieces, run, tensor)
         if not pieces:
-            return self.rounding.multiply(x, matrix)
+            return self.rounder.rounding.multiply(x, matrix)
         changed = np.array(matrix)
         for piece in pieces:
             self._round(piece, x, changed[slice(*piece.rows), slice(*piece.columns)])
         plain, measured, rest = np.split(x, [self.tokens, 2 * self.tokens])
         if len(rest):
             measured = np.concatenate([measured, dynamic_int8(rest)])
-        return np.concatenate([self.rounding.multiply(plain, matrix), self.rounding.multiply(measured, changed)])
+        multiply = self.rounder.rounding.multiply
+        return np.concatenate([multiply(plain, matrix), multiply(measured, changed)])
 
     def round_head(self, run: CalibrationPass, hidden: F32) -> None:
         """Round the output matrix, of which a piece at a time is in memory."""
@@ -56,14 +52,7 @@ class Rounder:
 
     def _round(self, piece: Piece, x: F32, values: F32) -> None:
         """Replace `values`, the weights of the piece, by what they are rounded to."""
-        if self.rounded.has(piece.weight, piece.first_row, len(values)):
-            found = self.rounded.rows(piece.weight, piece.first_row, piece.first_row + len(values))
-        else:
-            plain, own = (0, self.tokens), (self.tokens, 2 * self.tokens)
-            inputs = self.rounding.measure(x, piece.columns, own, plain)
-            found = self.rounding.round(values, piece.scheme, inputs, name=piece.weight, first_row=piece.first_row)
-            self.rounded.save(piece.weight, piece.first_row, found)
-        values[:] = dequantize_rows(found)
-        if piece not in self._done:
-            self._done.add(piece)
-            self.advance(piece.cost(self.tokens))
+        if not self.rounder.has(piece):
+            self.rounder.round(piece, x, self.tokens, values)
+        values[:] = self.rounder.values(piece)
+        self.rounder.tell(piece)

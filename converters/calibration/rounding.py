@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from converters.plan import GraphFiles, Plan
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.quant.gptq import Inputs, measure_inputs, round_rows
+from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme
-from toolkit.quant.uniform import QuantizedRows
+from toolkit.quant.uniform import QuantizedRows, dequantize_rows
 from toolkit.tflite.writer import TfliteLayout
 
 Range = tuple[int, int]
@@ -73,6 +74,20 @@ def pieces_of(layout: TfliteLayout, shape: Callable[[str], tuple[int, ...]]) -> 
                     Piece(weight.name, placement.scheme, first_row, band, columns)
                 )
                 first_row += band[1] - band[0]
+    return pieces
+
+
+def weight_pieces(layouts: Iterable[TfliteLayout]) -> Mapping[str, Sequence[Piece]]:
+    """The pieces of all quantised matrices of some files, by weight; their rows and columns are the weight's."""
+    pieces: dict[str, list[Piece]] = {}
+    for placement in (placement for layout in layouts for placement in layout.placements):
+        weight = placement.weight
+        if placement.scheme.quantised and len(weight.shape) == 2:
+            height, width = weight.shape
+            pieces[weight.name] = [
+                Piece(weight.name, placement.scheme, start, (start, min(start + _PIECE_ROWS, height)), (0, width))
+                for start in range(0, height, _PIECE_ROWS)
+            ]
     return pieces
 
 
@@ -150,6 +165,39 @@ class Rounding:
     def _run(self, do: Callable[[int], None], numbers: Sequence[int]) -> None:
         for _ in self.pool.map(do, numbers):
             pass
+
+
+@dataclass(slots=True)
+class PieceRounder:
+    """Rounds pieces and keeps what they are rounded to; `done` gets each piece once, found or rounded."""
+
+    rounded: RoundedWeights
+    rounding: Rounding
+    done: Callable[[Piece], None]
+    _told: set[Piece] = field(default_factory=set)
+
+    def has(self, piece: Piece) -> bool:
+        """Whether an earlier run, or a narrower size, has rounded it."""
+        return self.rounded.has(piece.weight, piece.first_row, piece.height)
+
+    def round(self, piece: Piece, x: F32, tokens: int, values: F32) -> None:
+        """Round a piece with the weights `values`; its inputs are columns of x, f32[tokens..., in].
+
+        The first `tokens` rows of x are those of the float model, the next so many the same ones of the rounded model.
+        """
+        inputs = self.rounding.measure(x, piece.columns, (tokens, 2 * tokens), (0, tokens))
+        found = self.rounding.round(values, piece.scheme, inputs, name=piece.weight, first_row=piece.first_row)
+        self.rounded.save(piece.weight, piece.first_row, found)
+
+    def values(self, piece: Piece) -> F32:
+        """What the weights of a piece are rounded to."""
+        return dequantize_rows(self.rounded.rows(piece.weight, piece.first_row, piece.first_row + piece.height))
+
+    def tell(self, piece: Piece) -> None:
+        """Report a piece, unless it was reported before."""
+        if piece not in self._told:
+            self._told.add(piece)
+            self.done(piece)
 
 
 def _joined(bands: Iterator[QuantizedRows]) -> QuantizedRows:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from converters.assistant import AssistantChoice
+from converters.calibration.media import read_calibration_media
 from converters.calibration.mix import MixBudget
 from converters.calibration.text import (
     CalibrationChoice,
@@ -50,6 +51,7 @@ def convert(
     audio_quant: RecipeChoice | None = None,
     search: Search | None = None,
     calibrate: Path | str | bool = False,
+    calibration_media: Path | str | None = None,
     bytes_per_token: str | None = None,
     kl: float | None = None,
     groups: Sequence[str] | None = None,
@@ -92,6 +94,8 @@ def convert(
     calibrate: round the decoder's weights for the inputs that they get from a text (docs/calibration.md): True for the
         built-in text, "self" for one that the model writes, or a text file. The text is kept beside the bundle, as
         `output`.calibration.json.
+    calibration_media: round the matrices of the vision and audio towers for the inputs that they get from the pictures
+        and sounds in this folder; None to round them by themselves.
     bytes_per_token, kl: choose int8, int4 or int2 for each matrix of the decoder, by what it is measured to cost: for
         the least divergence within so many bytes of weights a token ("1.2GB"), or for the fewest bytes within so much
         mean KL divergence, in nats. `quant` still says which weights stay float. Calibrates, with the built-in text
@@ -142,6 +146,7 @@ def convert(
         groups=None if groups is None else tuple(groups),
         sizes=_sizes(sizes, slice_file, budget),
         calibration=_calibration(calibrate or mix is not None),
+        calibration_media=None if calibration_media is None else read_calibration_media(Path(calibration_media)),
         mix=mix,
         context=context,
         prefill_sizes=tuple(prefill_sizes),

@@ -24,6 +24,7 @@ def rebuild(
     revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
     calibrate: Path | str | None = None,
+    calibration_media: Path | str | None = None,
     drafter: Path | str | Sequence[Path | str] = (),
     force: bool = False,
     families: Sequence[Family] = FAMILIES,
@@ -37,6 +38,7 @@ def rebuild(
     revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
     calibrate: the text that the bundle was calibrated with; None for the built-in one, or the file beside `lock`.
+    calibration_media: the folder with the pictures and sounds that the towers were calibrated with.
     drafter: the checkpoint of a drafter that the bundle was converted with, or a .litertlm exported: a directory, or a
         Hugging Face id; where these are two, both, the bundle's first.
     force: replace a file or directory at `output` that gemma-edge did not write.
@@ -66,6 +68,7 @@ def rebuild(
         target.path,
         adapters=choices,
         calibration=None if calibrate is None else Path(calibrate),
+        calibration_media=None if calibration_media is None else Path(calibration_media),
         force=force,
         families=families,
         progress=progress,

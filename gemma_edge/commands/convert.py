@@ -31,6 +31,7 @@ EXAMPLES = (
     "gemma-edge convert path/to/E4B -o elastic --sizes E4B,E2B --quant int4",
     "gemma-edge convert path/to/E4B -o three --budget 3GB --report three.html",
     "gemma-edge convert google/gemma-3n-E2B-it -o precise --quant int4 --calibrate",
+    "gemma-edge convert google/gemma-3n-E2B-it -o eyes --vision-quant recipe.json --calibrate-media path/to/photos",
     "gemma-edge convert google/gemma-3n-E2B-it -o mixed --bytes-per-token 1.2GB",
     "gemma-edge convert google/gemma-3n-E2B-it -o tuned --adapter path/to/adapter",
     "gemma-edge convert path/to/E4B -o words --groups text",
@@ -83,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="round the decoder's weights for the inputs that they get from a text, which takes minutes and leaves "
         "less error at the same size. The text is a built-in one in many languages; FILE, a few pages in UTF-8; or "
         "self, which the model writes first. An interrupted run resumes where it stopped (docs/calibration.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate-media", metavar="FOLDER", type=Path,
+        help="round the matrices of the vision and audio towers for the inputs that they get from the pictures and "
+        "sounds in this folder, a few hundred of them as the model will see and hear; without it the towers are "
+        "rounded by themselves, also with --calibrate (docs/calibration.md)",
     )  # fmt: skip
     mix = parser.add_mutually_exclusive_group()
     mix.add_argument(
@@ -147,6 +154,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 audio_quant=arguments.audio_quant,
                 search=arguments.search,
                 calibrate=arguments.calibrate,
+                calibration_media=arguments.calibrate_media,
                 bytes_per_token=arguments.bytes_per_token,
                 kl=arguments.kl,
                 groups=arguments.groups,
@@ -193,6 +201,7 @@ def _as_json(result: Conversion, report: Path | None) -> dict[str, object]:
             name: {"files": list(group.files), "bytes": group.bytes, "parameters": group.parameters}
             for name, group in groups
         },
+        "calibration_media": None if result.calibration_media is None else dataclasses.asdict(result.calibration_media),
         "drafter": None if result.manifest.drafter is None else dataclasses.asdict(result.manifest.drafter),
         "verify": None if result.report is None else result.report.to_json(),
         "prompts": None if result.prompts is None else dataclasses.asdict(result.prompts),

@@ -36,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the text that the bundle was calibrated with (default: the built-in one, or LOCK.calibration.json)",
     )  # fmt: skip
     parser.add_argument(
+        "--calibrate-media", metavar="FOLDER", type=Path,
+        help="the folder with the pictures and sounds that the bundle's towers were calibrated with",
+    )  # fmt: skip
+    parser.add_argument(
         "--drafter",
         metavar="DIR",
         action="append",
@@ -56,6 +60,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             revision=arguments.revision,
             adapters=arguments.adapters,
             calibrate=arguments.calibrate,
+            calibration_media=arguments.calibrate_media,
             drafter=arguments.drafter,
             force=arguments.force,
             progress=show,

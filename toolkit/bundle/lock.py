@@ -52,6 +52,15 @@ class DrafterSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LockedMedia:
+    """The pictures and sounds that the towers' inputs were measured on: the hash of their hashes, and how many."""
+
+    sha256: Sha256
+    pictures: Annotated[int, Range(0, 2**32)]
+    sounds: Annotated[int, Range(0, 2**32)]
+
+
+@dataclass(frozen=True, slots=True)
 class LockedExport:
     """What an export was made with."""
 
@@ -97,6 +106,8 @@ class Lock:
     """How the bundle's drafter was fitted, even if it was left out as too slow; None if none was asked for."""
     assistant: Annotated[CheckpointRecord | None, MayBeAbsent()] = None
     """The checkpoint of the bundle's drafter, if that was published."""
+    calibration_media: Annotated[LockedMedia | None, MayBeAbsent()] = None
+    """What the towers were calibrated with; None if they were not."""
 
 
 def completed(lock: Lock, manifest: Manifest) -> Lock:
@@ -118,7 +129,7 @@ def lock_line(lock: Lock) -> str:
 def _value(lock: Lock) -> dict[str, object]:
     value = {"format": FORMAT, **dataclasses.asdict(lock)}
     drop_defaults(value["recipes"])
-    for key in ("draft_tokens", "drafter", "assistant"):
+    for key in ("draft_tokens", "drafter", "assistant", "calibration_media"):
         if value[key] is None:
             del value[key]
     if lock.export is not None:

@@ -144,14 +144,14 @@ class TowerCalibration:
         tower = checkpoint.float_tower(record, lengths)
         calls = _calls(tower.record, media)
         with scratch_beside(self.directory.with_suffix(".segments")) as scratch:
-            _TowerRounder(tower, pieces, rounder, scratch).round(calls)
+            TowerRounder(tower, pieces, rounder, scratch).round(calls)
         for some in pieces.values():
             for piece in some:
                 rounder.tell(piece)  # tables, which nothing is multiplied by
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class TowerSignatures:
     """The signatures of encoder and adapter that take some media of one shape, and the inputs of each."""
 
     signatures: tuple[str, str]
@@ -159,7 +159,7 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class _TowerRounder:
+class TowerRounder:
     """Takes media through the two files of a float tower, and rounds matrix by matrix on the way."""
 
     tower: Tower
@@ -167,7 +167,7 @@ class _TowerRounder:
     rounder: PieceRounder
     scratch: Path
 
-    def round(self, calls: Sequence[_Call]) -> None:
+    def round(self, calls: Sequence[TowerSignatures]) -> None:
         files = self.tower.files
         calls = self._within_memory(calls)
         pairs = [[(inputs, inputs) for inputs in call.media] for call in calls]
@@ -185,7 +185,7 @@ class _TowerRounder:
                 self._round_at(runs, step[0])
             pairs = [run.results() for run in runs]
 
-    def _within_memory(self, calls: Sequence[_Call]) -> Sequence[_Call]:
+    def _within_memory(self, calls: Sequence[TowerSignatures]) -> Sequence[TowerSignatures]:
         """The calls with fewer media, at equal distances, if the values between two segments would take too much."""
         layout = next(iter(self.tower.files.layouts.values()))
         graphs = [SegmentedGraph(layout, call.signatures[0]) for call in calls]
@@ -236,16 +236,16 @@ def frame_lengths(media: Sequence[Medium], record: AudioRecord) -> list[int]:
     return sorted({whole[i * len(whole) // _LENGTHS] for i in range(_LENGTHS)})
 
 
-def _calls(record: VisionRecord | AudioRecord, media: Sequence[Medium]) -> list[_Call]:
+def _calls(record: VisionRecord | AudioRecord, media: Sequence[Medium]) -> list[TowerSignatures]:
     if isinstance(record, VisionRecord):
         images = [{"images": pixels(medium.values.astype(np.uint8, copy=False))} for medium in media]
-        return [_Call(("encode", "adapt"), images)]
+        return [TowerSignatures(("encode", "adapt"), images)]
     sounds: dict[int, list[Named]] = {length: [] for length in record.frame_lengths}
     for medium in media:
         fitting = [length for length in record.frame_lengths if length <= len(medium.values)]
         length = fitting[-1] if fitting else record.frame_lengths[0]
         sounds[length].append(_sound(medium, length, record))
-    return [_Call((f"encode_{length}", f"adapt_{length}"), some) for length, some in sounds.items() if some]
+    return [TowerSignatures((f"encode_{length}", f"adapt_{length}"), some) for length, some in sounds.items() if some]
 
 
 def _sound(medium: Medium, length: int, record: AudioRecord) -> Named:

@@ -3,12 +3,14 @@
     python evaluate_media.py transformers
     python evaluate_media.py session BUNDLE --size small
     python evaluate_media.py engine MODEL.litertlm
+    python evaluate_media.py files FOLDER
 
 transformers runs the checkpoint beside this file in float32; BUNDLE and MODEL.litertlm are what `gemma-edge convert`
 and `gemma-edge export` made from it, run by `gemma-edge` and by Google's LiteRT-LM. All three get the same files (PNG,
 WAV) and the same questions, and answer greedily; an answer is right only if it equals the wanted one exactly. One line
-of JSON is printed for each set. It needs pillow, soxr, espeak-ng; transformers with timm and torchvision; gemma-edge;
-litert-lm-api.
+of JSON is printed for each set. `files` writes other pictures and sounds, like those of training, into FOLDER: for
+`gemma-edge convert --calibrate-media`. It needs pillow, soxr, espeak-ng; transformers with timm and torchvision;
+gemma-edge; litert-lm-api.
 """
 
 from __future__ import annotations
@@ -55,6 +57,15 @@ def picture_items(seed: int, count: int, *, unseen: bool, striped: float) -> Ite
 def sound_items(seed: int, count: int) -> Iterator[Item]:
     for sound in media_data.sounds(seed, count, held_out=True):
         yield Item("audio", media_data.wav_bytes(sound.samples), media_data.WORDS[sound.word])
+
+
+def write_files(folder: Path, count: int) -> None:
+    """Write pictures and spoken words that the model was not trained on, with training's combinations and voices."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, item in enumerate(picture_items(11_000_000, count, unseen=False, striped=0.0)):
+        (folder / f"{number}.png").write_bytes(item.data)
+    for number, sound in enumerate(media_data.sounds(12_000_000, count, held_out=False)):
+        (folder / f"{number}.wav").write_bytes(media_data.wav_bytes(sound.samples))
 
 
 def item_sets(count: int) -> dict[str, list[Item]]:
@@ -174,12 +185,15 @@ def report(program: str, name: str, items: list[Item], answer: Answer, wrong: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program", choices=("transformers", "session", "engine"))
-    parser.add_argument("model", type=Path, nargs="?", default=HERE, help="checkpoint, bundle or .litertlm")
+    parser.add_argument("program", choices=("transformers", "session", "engine", "files"))
+    parser.add_argument("model", type=Path, nargs="?", default=HERE, help="checkpoint, bundle, .litertlm or folder")
     parser.add_argument("--size", help="one of the bundle's sizes (default: the bundle's default)")
     parser.add_argument("--count", type=int, default=400, help="pictures and sounds; half of it for the other sets")
     parser.add_argument("--show-wrong", type=int, default=0, metavar="N", help="wrong answers to show of each set")
     arguments = parser.parse_args()
+    if arguments.program == "files":
+        write_files(arguments.model, arguments.count)
+        return
     with tempfile.TemporaryDirectory() as cache:
         if arguments.program == "transformers":
             answer = ask_transformers(arguments.model)

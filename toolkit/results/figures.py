@@ -189,6 +189,14 @@ Scripts = Literal[
     "languages_kl_high_fraction",
     "encode_s",
     "relative_error_fraction",
+    "pictures_error_fraction",
+    "pictures_right_fraction",
+    "pictures_right_low_fraction",
+    "pictures_right_high_fraction",
+    "sounds_error_fraction",
+    "sounds_right_fraction",
+    "sounds_right_low_fraction",
+    "sounds_right_high_fraction",
     "push_s",
     "push_alone_s",
     "send_s",
@@ -239,9 +247,9 @@ def known_figures(values: Mapping[Name, float], place: str) -> dict[FigureName, 
 
 
 def is_more_better(figure: str) -> bool:
-    """Whether more is better: true for rates and accepted drafts, false for times, bytes, joules and counts.
+    """Whether more is better: of rates, accepted drafts and right answers, but not of times, bytes, joules and counts.
 
     >>> is_more_better("decode_tokens_per_s"), is_more_better("init_s")
     (True, False)
     """
-    return figure.endswith(("_per_s", "_per_step", "_acceptance_fraction"))
+    return figure.endswith(("_per_s", "_per_step", "_acceptance_fraction", "_right_fraction"))

@@ -26,6 +26,7 @@ SUFFIXES: Mapping[TowerName, tuple[str, ...]] = {
 """The endings of the names of pictures and of sounds, in lower case."""
 KINDS: Mapping[TowerName, str] = {"vision": "pictures", "audio": "sounds"}
 _READ_BYTES = 1 << 20
+_DECODED_BYTES = 512 << 20  # 300 images of 768 x 768 pixels, or nearly three hours of sound
 _MOST_NAMED = 3
 
 
@@ -104,13 +105,15 @@ def counted(record: LockedMedia) -> str:
 
 
 def decoded(media: CalibrationMedia, record: VisionRecord | AudioRecord, most: int) -> Sequence[Medium]:
-    """At most so many of the pictures, or pieces of the sounds, as a tower takes them.
+    """At most so many of the pictures, or pieces of the sounds, as a tower takes them, and no more than memory bears.
 
     UsageError for a file that is not what its name says, or that has changed since it was hashed.
     """
     found: list[Medium] = []
     group: TowerName = "vision" if isinstance(record, VisionRecord) else "audio"
     for file in media.files[group][:most]:
+        if sum(medium.values.nbytes for medium in found) > _DECODED_BYTES:
+            break
         if _sha256(file.path) != file.sha256:
             raise UsageError("calibration media", file=file.path, found="a file that has changed", remedy="try again")
         if isinstance(record, VisionRecord):

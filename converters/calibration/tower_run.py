@@ -7,6 +7,7 @@ for each medium twice, as the float tower and as the rounded one compute it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Stop:
 
 def stops(graph: SegmentedGraph, matrices: Collection[str]) -> list[Stop]:
     """The places at which each of the matrices that the graph multiplies by is rounded."""
-    products = {name: found for name, found in graph.products().items() if name in matrices}
+    products = {name: found for name, found in graph.products.items() if name in matrices}
     done: set[str] = set()
     result = []
     for name, (at, _) in products.items():
@@ -55,9 +56,9 @@ def stops(graph: SegmentedGraph, matrices: Collection[str]) -> list[Stop]:
 
 
 def bytes_between(graph: SegmentedGraph, places: Sequence[Stop]) -> int:
-    """The most memory that the values of one medium take between two segments."""
-    sizes = [sum(4 * int(np.prod(graph.shape(t))) for t in graph.needed_from(place.at)) for place in places]
-    return max(sizes, default=0)
+    """The most memory that the values of one medium take before and between segments."""
+    starts = (0, *(place.at for place in places))
+    return max(sum(4 * math.prod(graph.shape(t)) for t in graph.needed_from(at)) for at in starts)
 
 
 @dataclass(slots=True)
@@ -78,15 +79,13 @@ class GraphRun:
     @classmethod
     def on(
         cls,
-        layout: TfliteLayout,
-        signature: str,
+        graph: SegmentedGraph,
         source: TensorSource,
         rounded: RoundedWeights,
         scratch: Path,
         media: Sequence[tuple[Named, Named]],
     ) -> GraphRun:
-        """A run at the beginning of a signature; media: inputs by name, for the float and for the rounded tower."""
-        graph = SegmentedGraph(layout, signature)
+        """A run at the beginning of a graph; media: inputs by name, for the float and for the rounded tower."""
         plain, own = ([{graph.inputs[name]: pair[i][name] for name in graph.inputs} for pair in media] for i in (0, 1))
         return cls(graph, source, rounded, scratch, plain, own)
 
@@ -164,7 +163,7 @@ def inputs_of(runs: Sequence[GraphRun], matrix: str, rows: int) -> F32:
 
 
 def _sampled(run: GraphRun, matrix: str, share: int) -> Iterator[tuple[F32, F32]]:
-    tensor = run.graph.products()[matrix][1]
+    tensor = run.graph.products[matrix][1]
     for plain, own in zip(run.plain, run.own, strict=True):
         first, second = (values[tensor].reshape(-1, values[tensor].shape[-1]) for values in (plain, own))
         chosen = spread(len(first), share)

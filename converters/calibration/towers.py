@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,10 +153,11 @@ class TowerCalibration:
 
 @dataclass(frozen=True, slots=True)
 class TowerSignatures:
-    """The signatures of encoder and adapter that take some media of one shape, and the inputs of each."""
+    """The signatures of encoder and adapter that take some media of one shape; `inputs` makes the encoder's."""
 
     signatures: tuple[str, str]
-    media: Sequence[Named]
+    media: Sequence[Medium]
+    inputs: Callable[[Medium], Named]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +171,20 @@ class TowerRounder:
 
     def round(self, calls: Sequence[TowerSignatures]) -> None:
         files = self.tower.files
-        calls = self._within_memory(calls)
-        pairs = [[(inputs, inputs) for inputs in call.media] for call in calls]
-        for stage, layout in enumerate(files.layouts.values()):
+        graphs = [
+            [SegmentedGraph(layout, call.signatures[stage]) for call in calls]
+            for stage, layout in enumerate(files.layouts.values())
+        ]
+        pairs = [
+            [(inputs, inputs) for inputs in map(call.inputs, media)]
+            for call, media in zip(calls, self._within_memory(graphs[0], calls), strict=True)
+        ]
+        for stage in graphs:
             runs = [
-                GraphRun.on(layout, call.signatures[stage], files.source, self.rounder.rounded, self.scratch, some)
-                for call, some in zip(calls, pairs, strict=True)
+                GraphRun.on(graph, files.source, self.rounder.rounded, self.scratch, some)
+                for graph, some in zip(stage, pairs, strict=True)
             ]
-            places = [stops(run.graph, self.pieces) for run in runs]
+            places = [stops(graph, self.pieces) for graph in stage]
             matrices = [[place.matrices for place in some] for some in places]
             assert all(some == matrices[0] for some in matrices), "graphs of one tower multiply in the same order"
             for step in zip(*places, strict=True):
@@ -185,25 +193,23 @@ class TowerRounder:
                 self._round_at(runs, step[0])
             pairs = [run.results() for run in runs]
 
-    def _within_memory(self, calls: Sequence[TowerSignatures]) -> Sequence[TowerSignatures]:
-        """The calls with fewer media, at equal distances, if the values between two segments would take too much."""
-        layout = next(iter(self.tower.files.layouts.values()))
-        graphs = [SegmentedGraph(layout, call.signatures[0]) for call in calls]
+    def _within_memory(
+        self, graphs: Sequence[SegmentedGraph], calls: Sequence[TowerSignatures]
+    ) -> list[Sequence[Medium]]:
+        """The media of each call: fewer, at equal distances, if the values between two segments would take too much."""
         sizes = [bytes_between(graph, stops(graph, self.pieces)) for graph in graphs]
         total = sum(2 * size * len(call.media) for size, call in zip(sizes, calls, strict=True))
-        if total <= _BETWEEN_BYTES:
-            return calls
-        kept = [max(1, len(call.media) * _BETWEEN_BYTES // total) for call in calls]
-        return [
-            replace(call, media=[call.media[i * len(call.media) // count] for i in range(count)])
-            for call, count in zip(calls, kept, strict=True)
-        ]
+        found: list[Sequence[Medium]] = []
+        for media in (call.media for call in calls):
+            count = max(1, len(media) * _BETWEEN_BYTES // max(total, _BETWEEN_BYTES))
+            found.append([media[i * len(media) // count] for i in range(count)])
+        return found
 
     def _round_at(self, runs: Sequence[GraphRun], place: Stop) -> None:
         inputs: dict[int, F32] = {}
         weights = {p.weight.name: p.weight for layout in self.tower.files.layouts.values() for p in layout.placements}
         for matrix in place.matrices:
-            tensor = runs[0].graph.products()[matrix][1]
+            tensor = runs[0].graph.products[matrix][1]
             if tensor not in inputs:
                 inputs = {tensor: inputs_of(runs, matrix, ROWS)}
             values: F32 | None = None
@@ -238,23 +244,30 @@ def frame_lengths(media: Sequence[Medium], record: AudioRecord) -> list[int]:
 
 def _calls(record: VisionRecord | AudioRecord, media: Sequence[Medium]) -> list[TowerSignatures]:
     if isinstance(record, VisionRecord):
-        images = [{"images": pixels(medium.values.astype(np.uint8, copy=False))} for medium in media]
-        return [TowerSignatures(("encode", "adapt"), images)]
-    sounds: dict[int, list[Named]] = {length: [] for length in record.frame_lengths}
+        return [TowerSignatures(("encode", "adapt"), media, _image)]
+    sounds: dict[int, list[Medium]] = {length: [] for length in record.frame_lengths}
     for medium in media:
         fitting = [length for length in record.frame_lengths if length <= len(medium.values)]
-        length = fitting[-1] if fitting else record.frame_lengths[0]
-        sounds[length].append(_sound(medium, length, record))
-    return [TowerSignatures((f"encode_{length}", f"adapt_{length}"), some) for length, some in sounds.items() if some]
+        sounds[fitting[-1] if fitting else record.frame_lengths[0]].append(medium)
+    return [
+        TowerSignatures((f"encode_{length}", f"adapt_{length}"), some, partial(_sound, length, record.mel_bins))
+        for length, some in sounds.items()
+        if some
+    ]
 
 
-def _sound(medium: Medium, length: int, record: AudioRecord) -> Named:
+def _image(medium: Medium) -> Named:
+    """The inputs of the encoder for an image."""
+    return {"images": pixels(medium.values.astype(np.uint8, copy=False))}
+
+
+def _sound(length: int, bins: int, medium: Medium) -> Named:
     """The inputs of the encoder of one length, for the beginning of a sound."""
     assert medium.mask is not None
-    mel = np.zeros((1, length, record.mel_bins), np.float32)
+    mel = np.zeros((1, length, bins), np.float32)
     mask = np.zeros((1, length), np.bool_)
     mel[0, : len(medium.values)] = medium.values[:length]
-    mask[0, : len(medium.values)] = medium.mask[:length]
+    mask[0, : len(medium.mask)] = medium.mask[:length]
     return {"src_inputs": mel, "mask": mask}
 
 

@@ -34,7 +34,7 @@ from toolkit.check import check
 from toolkit.quant.recipe import FORMAT, Recipe
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme
-from toolkit.runtime.media_prompt import sound_medium
+from toolkit.runtime.media_prompt import Medium, sound_medium
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Graph, Signature, Weight
 from toolkit.tflite.writer import layout_tflite
@@ -86,7 +86,8 @@ def test_a_graph_is_rounded_as_the_text_model_s_forward_pass_is(tmp_path: Path, 
     told: list[Piece] = []
     with ThreadPoolExecutor(2) as pool:
         by_graph = PieceRounder(found, Rounding(pool), told.append)
-        calls = [TowerSignatures(("encode", "adapt"), [{"images": image} for image in media])]
+        given = [Medium("vision", str(number), image) for number, image in enumerate(media)]
+        calls = [TowerSignatures(("encode", "adapt"), given, lambda medium: {"images": medium.values})]
         TowerRounder(tower, pieces, by_graph, _made(tmp_path / "scratch")).round(calls)
         by_text = Rounder(pieces, PieceRounder(wanted, Rounding(pool), lambda piece: None), 300)
         run = CalibrationPass(cast(ReferenceModel, _Model()), lambda name: name)
@@ -133,7 +134,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_media(tmp_path_factory.mktemp("media"), 8)
+    return write_media(tmp_path_factory.mktemp("media"), 6)
 
 
 def write_media(folder: Path, count: int, seed: int = 0) -> Path:
@@ -141,7 +142,7 @@ def write_media(folder: Path, count: int, seed: int = 0) -> Path:
     for i in range(count):
         coarse = Image.fromarray(numbers.integers(0, 256, (6, 6, 3), np.uint8))
         coarse.resize((48, 40), Image.Resampling.BILINEAR).save(folder / f"{i}.png")
-        steps = np.arange(4000 + 700 * i) / 16000
+        steps = np.arange(4000 + 3000 * (i % 2)) / 16000
         tone = np.sin(2 * np.pi * (200 + 60 * i + 300 * steps) * steps) + 0.1 * numbers.standard_normal(len(steps))
         soundfile.write(folder / f"{i}.wav", 0.3 * tone, 16000)
     return folder
@@ -223,7 +224,7 @@ def test_the_towers_alone_differ_and_the_lock_names_the_media(
 def test_a_lock_makes_the_same_bytes_again_from_the_same_media(
     bundle: Path, checkpoint: Path, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="8 pictures and 8 sounds, as the lock says; name their folder"):
+    with pytest.raises(UsageError, match="6 pictures and 6 sounds, as the lock says; name their folder"):
         rebuild(bundle, checkpoint, tmp_path / "none")
     renamed = _made(tmp_path / "renamed")
     for number, file in enumerate(sorted(folder.iterdir())):
@@ -231,7 +232,7 @@ def test_a_lock_makes_the_same_bytes_again_from_the_same_media(
     rebuild(bundle, checkpoint, tmp_path / "again", calibration_media=renamed)
     assert hashes(tmp_path / "again") == hashes(bundle)
     (renamed / "x0.PNG").unlink()
-    with pytest.raises(UsageError, match=r"7 pictures and 8 sounds with sha256 .*as the lock says"):
+    with pytest.raises(UsageError, match=r"5 pictures and 6 sounds with sha256 .*as the lock says"):
         rebuild(bundle, checkpoint, tmp_path / "other", calibration_media=renamed)
 
 

@@ -20,6 +20,7 @@ VERBS: dict[str, list[str]] = {
     "convert --quant": ["convert", "checkpoint", "-o", "o", "--quant", INPUT],
     "convert --slice": ["convert", "checkpoint", "-o", "o", "--slice", INPUT],
     "convert --calibrate": ["convert", "checkpoint", "-o", "o", "--context", "32", "--no-verify", "--calibrate", INPUT],
+    "convert --calibrate-media": ["convert", "checkpoint", "-o", "o", "--no-verify", "--calibrate-media", INPUT],
     "convert --adapter": ["convert", "checkpoint", "-o", "o", "--no-verify", "--adapter", INPUT],
     "export": ["export", INPUT, "-o", "o.litertlm"],
     "export --sign": ["export", "bundle", "-o", "o.litertlm", "--sign", INPUT],
@@ -41,6 +42,9 @@ VERBS: dict[str, list[str]] = {
     "rebuild": ["rebuild", INPUT, "--checkpoint", "checkpoint", "-o", "o"],
     "rebuild --checkpoint": ["rebuild", "bundle", "--checkpoint", INPUT, "-o", "o"],
     "rebuild --calibrate": ["rebuild", "bundle", "--checkpoint", "checkpoint", "-o", "o", "--calibrate", INPUT],
+    "rebuild --calibrate-media": [
+        *("rebuild", "bundle", "--checkpoint", "checkpoint", "-o", "o", "--calibrate-media", INPUT)
+    ],
     "demo": ["demo", "--checkpoint", INPUT, "-o", "o"],
 }
 PATIENCE_S = 300

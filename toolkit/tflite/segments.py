@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from toolkit.base.layout import MATRIX_ALIGNMENT, align_up
 from toolkit.quant.stream import Placement
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, SubgraphRecord
-from toolkit.tflite.schema_pack import pack
+from toolkit.tflite.schema_pack import pack, set_buffer_offsets
 from toolkit.tflite.schema_unpack import unpack
 from toolkit.tflite.writer import TfliteLayout
 
@@ -50,6 +50,7 @@ class SegmentedGraph:
         self._made_at = {t: i for i, op in enumerate(self._graph.operators) for t in op.outputs}
         self._last_use = {t: i for i, op in enumerate(self._graph.operators) for t in op.inputs}
         self._last_use |= dict.fromkeys(self._graph.outputs.values(), self.operators)
+        self._products = self._find_products()
         assert not any(op.called() for op in self._graph.operators), "operators that run other graphs are not cut"
 
     @property
@@ -71,16 +72,13 @@ class SegmentedGraph:
         """The shape of a value."""
         return self._graph.tensors[tensor].shape
 
+    @property
     def products(self) -> Mapping[str, tuple[int, int]]:
         """By the name of each matrix: the index of the first operator that multiplies by it, and of that one's input.
 
         Matrices are the weights of FULLY_CONNECTED: products with rows of inputs.
         """
-        found: dict[str, tuple[int, int]] = {}
-        for index, op in enumerate(self._graph.operators):
-            if op.builtin == "FULLY_CONNECTED" and (placement := self._placement(op.inputs[1])) is not None:
-                found.setdefault(placement.weight.name, (index, op.inputs[0]))
-        return found
+        return self._products
 
     def is_made_before(self, tensor: int, operator: int) -> bool:
         """Whether a value is an input of the signature or the result of an operator before this one."""
@@ -122,15 +120,21 @@ class SegmentedGraph:
             {value_name(t): index[t] for t in inputs},
             {value_name(t): index[t] for t in outputs},
         )
-        model = ModelRecord((graph,), tuple(buffers), (SEGMENT,))
-        end, placed = len(pack(model)), []
+        header = bytearray(pack(ModelRecord((graph,), tuple(buffers), (SEGMENT,))))
+        end, placed = len(header), {}
         for place, placement in placements:
             offset = align_up(end, MATRIX_ALIGNMENT)
             end = offset + buffers[place].size_bytes
-            buffers[place] = replace(buffers[place], offset_bytes=offset)
-            placed.append(replace(placement, payload_offset=offset))
-        header = pack(replace(model, buffers=tuple(buffers)))
-        return TfliteLayout(header, tuple(placed), {}, end)
+            placed[place] = replace(placement, payload_offset=offset)
+        set_buffer_offsets(header, {place: placement.payload_offset for place, placement in placed.items()})
+        return TfliteLayout(bytes(header), tuple(placed.values()), {}, end)
+
+    def _find_products(self) -> Mapping[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for index, op in enumerate(self._graph.operators):
+            if op.builtin == "FULLY_CONNECTED" and (placement := self._placement(op.inputs[1])) is not None:
+                found.setdefault(placement.weight.name, (index, op.inputs[0]))
+        return found
 
     def _is_constant(self, tensor: int) -> bool:
         return self._graph.tensors[tensor].buffer > 0

@@ -75,7 +75,7 @@ def test_segments_give_what_the_whole_graph_gives(tmp_path: Path, borders: tuple
 
 def test_a_matrix_is_known_by_its_first_product_and_that_ones_input() -> None:
     graph = SegmentedGraph(layout(), "whole")
-    products = graph.products()
+    products = graph.products
     assert list(products) == ["a", "b", "c"]
     assert products["a"][1] == products["b"][1] == graph.inputs["x"]
     assert graph.shape(products["c"][1]) == (1, 5, 8)
@@ -84,7 +84,7 @@ def test_a_matrix_is_known_by_its_first_product_and_that_ones_input() -> None:
 
 def test_a_segment_has_the_weights_of_its_own_operators_alone() -> None:
     graph = SegmentedGraph(layout(), "whole")
-    products = graph.products()
+    products = graph.products
     first = graph.segment(0, products["b"][0])
     assert {placement.weight.name for placement in first.layout.placements} <= {"a", "scale"}
     assert graph.needed_from(0) == (graph.inputs["x"],)

@@ -31,7 +31,7 @@ from converters.calibration.own_text import CONTEXT as WRITER_CONTEXT
 from converters.calibration.own_text import text_written_by
 from converters.calibration.rounding import decoder_pieces
 from converters.calibration.text import CalibrationText
-from converters.calibration.towers import TowerCalibration, calibrated_groups, media_directory, with_rounded_towers
+from converters.calibration.towers import TowerCalibration, calibrated_groups, media_directory
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family
 from converters.gate import Gate, ShortGate
@@ -59,7 +59,6 @@ from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import token_texts
 from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.drafting.make import AS_USUAL, Drafting, make_drafter
-from toolkit.quant.rounded import RoundedWeights
 from toolkit.tflite.target import CPU
 
 _log = logging.getLogger(__name__)
@@ -174,13 +173,15 @@ def _convert(
     output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
     output.require()
     prepared, text = _prepare(request, checkpoint), None
-    media, towers = prepared.media, None
-    if media is not None:
-        towers = _rounded_towers(request, checkpoint, prepared, media, calibration_progress)
+    towers = None
+    if prepared.media is not None:
+        towers = TowerCalibration(prepared.media, request.output, request.workers, calibration_progress)
+        lock = lock_of(prepared.request, _checkpoint_record(checkpoint, None), None, media=prepared.media)
+        towers.round(prepared.plan, checkpoint, lock)
     if request.calibration is not None:
         prepared, text = _calibrated(request, checkpoint, prepared, calibration_progress)
-    if media is not None and towers is not None:
-        prepared = replace(prepared, plan=with_rounded_towers(prepared.plan, media.files.keys(), towers))
+    if towers is not None:
+        prepared = replace(prepared, plan=towers.rounded(prepared.plan))
     advance = Advance(prepared.plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
 
@@ -203,15 +204,8 @@ def _convert(
         )
     for work in (work_directory(output.path), media_directory(output.path)):
         remove_work(work)
-    return Conversion(
-        request.output,
-        manifest,
-        reports[0] if reports else None,
-        time.perf_counter() - started,
-        text,
-        prepared.prompts,
-        None if media is None else media.record,
-    )
+    seconds, media = time.perf_counter() - started, None if prepared.media is None else prepared.media.record
+    return Conversion(request.output, manifest, reports[0] if reports else None, seconds, text, prepared.prompts, media)
 
 
 def _calibrated(
@@ -244,19 +238,6 @@ def _calibrated(
         return replace(prepared, request=chosen, plan=found.plan), found.divergence
 
     return within_budget(mixing, budget, sensitivity, convert_mix), text
-
-
-def _rounded_towers(
-    request: ConvertRequest,
-    checkpoint: Checkpoint,
-    prepared: _Prepared,
-    media: CalibrationMedia,
-    progress: Progress | None,
-) -> RoundedWeights:
-    """The matrices of the towers, rounded against pictures and sounds."""
-    lock = lock_of(prepared.request, _checkpoint_record(checkpoint, None), None, media=media)
-    calibration = TowerCalibration(media, media_directory(request.output), request.workers, progress)
-    return calibration.round(prepared.plan, checkpoint, lock)
 
 
 @dataclass(frozen=True, slots=True)

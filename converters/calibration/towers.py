@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,49 +81,49 @@ def tower_files(plan: Plan, group: TowerName) -> GraphFiles:
     return next(item for item in plan.files if isinstance(item, GraphFiles) and encoder in item.layouts)
 
 
-def with_rounded_towers(plan: Plan, groups: Collection[TowerName], rounded: RoundedWeights) -> Plan:
-    """The plan with the matrices of some towers as they are rounded."""
-    changed = {tower_files(plan, group).names for group in groups}
-
-    def changing(files: PlannedFiles) -> PlannedFiles:
-        if isinstance(files, GraphFiles) and files.names in changed:
-            return replace(files, rounded=rounded)
-        return files
-
-    return replace(plan, files=tuple(map(changing, plan.files)))
-
-
 @dataclass(frozen=True, slots=True)
 class TowerCalibration:
     """A calibration of a bundle's towers.
 
-    media: those of the towers that `calibrated_groups` names. `directory`: where rounded weights are kept until the
-    bundle is complete. `progress` gets the number of operations done and their total.
+    media: those of the towers that `calibrated_groups` names. `output`: the bundle, beside which rounded weights are
+    kept until it is complete. `progress` gets the number of operations done and their total.
     """
 
     media: CalibrationMedia
-    directory: Path
+    output: Path
     workers: int = 2
     progress: Progress | None = None
 
-    def round(self, plan: Plan, checkpoint: Checkpoint, lock: Lock) -> RoundedWeights:
-        """Round the matrices of a plan's towers.
+    def round(self, plan: Plan, checkpoint: Checkpoint, lock: Lock) -> None:
+        """Round the matrices of a plan's towers, all of them or those that an interrupted run has left.
 
         lock: that of the bundle, calibration media included: it says whether what is in the directory is of the same
         bundle.
         """
         found = {group: self._files(plan, group) for group in self.media.files}
         every = [piece for files in found.values() for some in files.values() for piece in some]
-        _prepare(self.directory, lock)
-        require_room(self.directory, sum(piece.codes for piece in every))
-        rounded = RoundedWeights(self.directory)
+        directory = media_directory(self.output)
+        _prepare(directory, lock)
+        require_room(directory, sum(piece.codes for piece in every))
+        rounded = RoundedWeights(directory)
         advance = Advance(sum(piece.cost(ROWS) for piece in every), self.progress)
         with single_threaded_blas(), ThreadPoolExecutor(self.workers, thread_name_prefix="calibrate") as pool:
             rounder = PieceRounder(rounded, Rounding(pool), lambda piece: advance(piece.cost(ROWS)))
             for group, pieces in found.items():
                 if not all(rounded.has(p.weight, p.first_row, p.height) for some in pieces.values() for p in some):
                     self._round(plan, group, pieces, checkpoint, rounder)
-        return rounded
+
+    def rounded(self, plan: Plan) -> Plan:
+        """A plan of this bundle with the matrices of its towers as they are rounded."""
+        rounded = RoundedWeights(media_directory(self.output))
+        changed = {tower_files(plan, group).names for group in self.media.files}
+
+        def changing(files: PlannedFiles) -> PlannedFiles:
+            if isinstance(files, GraphFiles) and files.names in changed:
+                return replace(files, rounded=rounded)
+            return files
+
+        return replace(plan, files=tuple(map(changing, plan.files)))
 
     def _files(self, plan: Plan, group: TowerName) -> Mapping[str, Sequence[Piece]]:
         return weight_pieces(tower_files(plan, group).layouts.values())
@@ -144,7 +144,7 @@ class TowerCalibration:
         lengths = [] if isinstance(record, VisionRecord) else frame_lengths(media, record)
         tower = checkpoint.float_tower(record, lengths)
         calls = _calls(tower.record, media)
-        with scratch_beside(self.directory.with_suffix(".segments")) as scratch:
+        with scratch_beside(media_directory(self.output).with_suffix(".segments")) as scratch:
             TowerRounder(tower, pieces, rounder, scratch).round(calls)
         for some in pieces.values():
             for piece in some:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from gemma4_assistants import make_assistant
 from gemma4_models import write_random_model
+from hub_server import COMMIT, HubServer
 from safetensors.numpy import load_file
 
 import gemma_edge
@@ -44,7 +45,7 @@ def assistant(checkpoint: Path) -> Path:
     return make_assistant(checkpoint.parent / "assistant", seed=3, **WINDOW)
 
 
-def convert(checkpoint: Path, assistant: Path | str, output: Path, *more: str) -> int:
+def convert(checkpoint: Path | str, assistant: Path | str, output: Path, *more: str) -> int:
     arguments = ["convert", checkpoint, "-o", output, "--drafter", assistant, "--context", "2048", "--no-verify"]
     return cli.main([*map(str, arguments), *more, "--quiet"])
 
@@ -119,6 +120,37 @@ def test_what_is_printed_names_the_checkpoint(
     assert json.loads(capsys.readouterr().out)["drafter"]["checkpoint"]["sha256"] == sha256
 
 
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_drafter_on_the_hub_is_named_with_its_commit_and_rebuilt(
+    checkpoint: Path, assistant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with HubServer() as hub:
+        hub.publish("someone/gemma-4-assistant", assistant)
+        hub.use(monkeypatch, tmp_path / "cache")
+        small = ("--context", "64", "--prefill", "8")
+        assert convert(checkpoint, "someone/gemma-4-assistant", tmp_path / "bundle", *small) == 0
+        record = read_lock(tmp_path / "bundle").assistant
+        assert record is not None and record.name == f"someone/gemma-4-assistant@{COMMIT}"
+        again = tmp_path / "again"
+        gemma_edge.rebuild(tmp_path / "bundle", again, checkpoint=checkpoint, drafter="someone/gemma-4-assistant")
+        assert (again / DRAFTER).read_bytes() == (tmp_path / "bundle" / DRAFTER).read_bytes()
+
+
+def test_a_model_on_the_hub_is_not_downloaded_for_a_drafter_of_another(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = make_assistant(tmp_path / "other", seed=1, backbone=48, **WINDOW)
+    with HubServer() as hub:
+        hub.publish("someone/gemma-4", checkpoint)
+        hub.use(monkeypatch, tmp_path / "cache")
+        assert "backbone_hidden_size: found 48" in refused(capsys, "someone/gemma-4", other, tmp_path / "bundle")
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
 # --- rebuilding ------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +188,7 @@ def test_an_export_with_another_drafter_than_the_bundles_is_made_again_from_both
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, assistant: Path | str, output: Path) -> str:
+def refused(capsys: pytest.CaptureFixture[str], checkpoint: Path | str, assistant: Path | str, output: Path) -> str:
     """What is said of a drafter that does not fit; nothing may be written."""
     assert convert(checkpoint, assistant, output, "--context", "64", "--prefill", "8") == 2
     assert not output.exists() and not list(output.parent.glob(".bundle*"))

@@ -17,9 +17,12 @@ class KvBuffers:
     So a decode step writes one row in place; with separate buffers, it would copy every cache.
     """
 
-    def __init__(self, model: Model, signature: str, text: TextRecord) -> None:
-        """Create the buffers for one signature; they fit all of them, because a bundle's sizes share their caches."""
-        self._rings = [(cache.rows, cache.window) for cache in text.kv_caches if cache.window is not None]
+    def __init__(self, model: Model, signature: str, text: TextRecord, *, also_read: int = 0) -> None:
+        """Create the buffers for one signature; they fit all of them, because a bundle's sizes share their caches.
+
+        `also_read`: how many positions before the window are read too.
+        """
+        self._rings = [(cache.rows, cache.window + also_read) for cache in text.kv_caches if cache.window is not None]
         self._written = 0
         names = [name for cache in text.kv_caches for name in (cache.key, cache.value)]
         self.buffers: dict[str, Buffer] = {name: model.input_buffer(signature, name) for name in names}
@@ -34,7 +37,7 @@ class KvBuffers:
         self._written = max(self._written, end)
 
     def can_return_to(self, position: int) -> bool:
-        """Whether the sliding-window caches still hold everything that a token at `position` attends to; true for 0."""
+        """Whether the sliding-window caches still hold all that is read for a token at `position`; true for 0."""
         return position == 0 or all(
             self._written <= rows or position - window + 1 >= self._written - rows for rows, window in self._rings
         )

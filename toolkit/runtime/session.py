@@ -105,7 +105,10 @@ class Session:
             self._embedder = self._runtime.open(files[EMBEDDER], "table")
             self._embedding_table = FilePages(files[EMBEDDER].path)
             self._embedding_table.expect_random_reads()
-            self._caches = KvBuffers(self._decoder, self._size_record.decode, self.text)
+            drafter = bundle.manifest.drafter
+            # A published drafter sees one key more than the model's window has.
+            also_read = 0 if drafter is None or drafter.checkpoint is None else 1
+            self._caches = KvBuffers(self._decoder, self._size_record.decode, self.text, also_read=also_read)
             self._outputs = {False: self._output_buffers(self._size_record.decode)}
             self._latest = False, 1
             # The backend has a rearranged copy of the weights: the model file's own pages would only take memory.

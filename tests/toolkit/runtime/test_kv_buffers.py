@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
+import pytest
 from bundles import TEXT
 from numpy.typing import NDArray
 
@@ -37,6 +38,15 @@ class StandInModel:
     def input_buffer(self, signature: str, name: str) -> StandInBuffer:
         self.buffers.append(StandInBuffer((np.nan, 0.0, 1e-30)[len(self.buffers) % 3]))
         return self.buffers[-1]
+
+
+@pytest.mark.parametrize(("also_read", "back_to"), [(0, 19), (1, 20)])
+def test_a_ring_can_return_to_where_it_holds_all_that_is_read(also_read: int, back_to: int) -> None:
+    ring = KvCache("k", "v", (1, 1, 12, 2), window=8)
+    text = replace(TEXT, kv_caches=(ring,))
+    caches = KvBuffers(cast(Model, StandInModel()), "decode", text, also_read=also_read)
+    caches.note(24)  # rows of the positions 12 to 23
+    assert [position for position in range(24) if caches.can_return_to(position)] == [0, *range(back_to, 24)]
 
 
 def test_caches_begin_at_zero_and_untouched_memory_stays_so() -> None:

@@ -125,6 +125,18 @@ def test_drafts_after_rejected_drafts_and_in_the_next_turn(
     )
 
 
+def test_drafts_after_a_return_as_far_back_as_the_rings_reach(
+    session: Session, drafter: DrafterSource, checkpoint: Path, assistant: Path
+) -> None:
+    session.prefill(LONG[:64])
+    back_to = min(position for position in range(1, 64) if session._caches.can_return_to(position))
+    assert 50 < back_to < 60
+    session.truncate(back_to)
+    session.decode(LONG[back_to])
+    ids = LONG[: back_to + 2]
+    assert list(drafter.propose(ids, session.activations()[0], 3)) == drafts_of_transformers(checkpoint, assistant, ids)
+
+
 def test_the_caches_are_read_in_place_and_stay_as_they_are(session: Session) -> None:
     model, embedding = session.drafter()
     buffers = session._caches.buffers

@@ -7,10 +7,9 @@ for each medium twice, as the float tower and as the rounded one compute it.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ Values = dict[int, NDArray[Any]]
 """Values of a graph by their index."""
 Named = Mapping[str, NDArray[Any]]
 
+LARGE_BYTES = 24 << 20
+"""What a medium's values may take between two segments, unless that cannot be had."""
 _ROW_BYTES = 16 << 20  # of a matrix, dequantised at once
 
 
@@ -55,17 +56,30 @@ def stops(graph: SegmentedGraph, matrices: Collection[str]) -> list[Stop]:
     return result
 
 
-def bytes_between(graph: SegmentedGraph, places: Sequence[Stop]) -> int:
-    """The most memory that the values of one medium take before and between segments."""
-    starts = (0, *(place.at for place in places))
-    return max(sum(4 * math.prod(graph.shape(t)) for t in graph.needed_from(at)) for at in starts)
+def resting_place(graph: SegmentedGraph, start: int, stop: int, large: int = LARGE_BYTES) -> int:
+    """Where to keep values on the way from one operator to another: at the end, unless they are large there.
+
+    Then it is the last of the places where they take least, and what lies between it and the end is run twice.
+    """
+    if graph.bytes_at(stop) <= large:
+        return stop
+    return min(range(stop, start - 1, -1), key=graph.bytes_at)
+
+
+def bytes_between(graph: SegmentedGraph, places: Sequence[Stop], large: int = LARGE_BYTES) -> int:
+    """The most memory that the values of one medium take where they are kept."""
+    at, most = 0, graph.bytes_at(0)
+    for place in places:
+        at = resting_place(graph, at, place.at, large)
+        most = max(most, graph.bytes_at(at))
+    return most
 
 
 @dataclass(slots=True)
 class GraphRun:
     """A graph on its way through some media; `advance` runs the next operators for all of them.
 
-    plain: the values of each medium in the float tower; own: in the rounded one.
+    plain: the values of each medium in the float tower; own: in the rounded one. `at`: the operator that is next.
     """
 
     graph: SegmentedGraph
@@ -74,7 +88,7 @@ class GraphRun:
     scratch: Path
     plain: list[Values]
     own: list[Values]
-    _at: int = field(default=0)
+    at: int = 0
 
     @classmethod
     def on(
@@ -90,20 +104,34 @@ class GraphRun:
         return cls(graph, source, rounded, scratch, plain, own)
 
     def advance(self, stop: int) -> None:
-        """Run the operators before `stop` that have not run yet."""
-        if stop > self._at:
-            segment = self.graph.segment(self._at, stop)
-            path = self.scratch / "segment.tflite"
-            write_tflite(path, segment.layout, self.source)
-            _run(path, segment, self.plain)
-            self._write_rounded(path, segment.layout)
-            _run(path, segment, self.own)
-            path.unlink()
-            self._at = stop
+        """Run the operators before `stop` that have not run yet, and keep what later ones need."""
+        if stop > self.at:
+            for values, made in self._run(stop):
+                values.update(made)
+            self.at = stop
         needed = set(self.graph.needed_from(stop))
         for values in (*self.plain, *self.own):
             for tensor in values.keys() - needed:
                 del values[tensor]
+
+    def rows(self, stop: int, matrices: Sequence[str], most: int) -> dict[str, list[tuple[F32, F32]]]:
+        """For each medium, at most so many rows of the inputs that some matrices get just before `stop`: of the float
+        tower, and the same of the rounded one. The operators up to there run, but nothing else is kept of them."""
+        inputs = {matrix: self.graph.products[matrix][1] for matrix in matrices}
+        pairs = self._run(stop) if stop > self.at else ((values, {}) for values in (*self.plain, *self.own))
+        found = [{t: sampled((values | made)[t], most) for t in set(inputs.values())} for values, made in pairs]
+        both = list(zip(found[: len(self.plain)], found[len(self.plain) :], strict=True))
+        return {matrix: [(plain[t], own[t]) for plain, own in both] for matrix, t in inputs.items()}
+
+    def _run(self, stop: int) -> Iterator[tuple[Values, Values]]:
+        """The values of each medium, first of the float tower, with those that the operators before `stop` make."""
+        segment = self.graph.segment(self.at, stop)
+        path = self.scratch / "segment.tflite"
+        write_tflite(path, segment.layout, self.source)
+        yield from zip(self.plain, _outputs(path, segment, self.plain), strict=True)
+        self._write_rounded(path, segment.layout)
+        yield from zip(self.own, _outputs(path, segment, self.own), strict=True)
+        path.unlink()
 
     def results(self) -> list[tuple[Named, Named]]:
         """Run to the end; the outputs by name of each medium, of both towers."""
@@ -129,8 +157,8 @@ class GraphRun:
             os.close(fd)
 
 
-def _run(path: Path, segment: Segment, media: Sequence[Values]) -> None:
-    """Add a segment's outputs to the values of each medium."""
+def _outputs(path: Path, segment: Segment, media: Sequence[Values]) -> Iterator[Values]:
+    """What a segment makes of the values of each medium."""
     runtime = BACKENDS[0].start(BackendOptions(threads=1, weight_cache="memory"))
     try:
         model = runtime.open(ModelFile(path, "", path.stat().st_size), "small")
@@ -141,20 +169,16 @@ def _run(path: Path, segment: Segment, media: Sequence[Values]) -> None:
             for tensor in segment.inputs:
                 inputs[value_name(tensor)].write(values[tensor])
             call()
-            for tensor in segment.outputs:
-                values[tensor] = outputs[value_name(tensor)].read()
+            yield {tensor: outputs[value_name(tensor)].read() for tensor in segment.outputs}
     finally:
         runtime.close()
 
 
-def inputs_of(runs: Sequence[GraphRun], matrix: str, rows: int) -> F32:
-    """Rows of the inputs of a matrix, sampled from all media: first those of the float tower, then the same of the
-    rounded one, f32[2 * n, in]. Rows that are zero in both, as those after the end of a sound are, are left out.
+def joined(pairs: Sequence[tuple[F32, F32]]) -> F32:
+    """The rows of all media: first those of the float tower, then the same of the rounded one, f32[2 * n, in].
 
-    rows: about how many to take, as many from each medium that has so many.
+    Rows that are zero in both, as those after the end of a sound are, are left out.
     """
-    share = -(-rows // sum(len(run.plain) for run in runs))
-    pairs = [pair for run in runs for pair in _sampled(run, matrix, share)]
     plain, own = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     there = plain.any(1) | own.any(1)
     if there.any():
@@ -162,12 +186,10 @@ def inputs_of(runs: Sequence[GraphRun], matrix: str, rows: int) -> F32:
     return np.concatenate([plain, own])
 
 
-def _sampled(run: GraphRun, matrix: str, share: int) -> Iterator[tuple[F32, F32]]:
-    tensor = run.graph.products[matrix][1]
-    for plain, own in zip(run.plain, run.own, strict=True):
-        first, second = (values[tensor].reshape(-1, values[tensor].shape[-1]) for values in (plain, own))
-        chosen = spread(len(first), share)
-        yield first[chosen], second[chosen]
+def sampled(values: NDArray[Any], most: int) -> F32:
+    """At most so many rows of values [..., columns], spread over all of them."""
+    rows: F32 = values.reshape(-1, values.shape[-1])
+    return rows[spread(len(rows), most)]
 
 
 def spread(count: int, most: int) -> NDArray[np.intp]:

@@ -15,7 +15,16 @@ import numpy as np
 from converters.calibration.calibrate import remove_work
 from converters.calibration.media import KINDS, CalibrationMedia, decoded
 from converters.calibration.rounding import Piece, PieceRounder, Rounding, weight_pieces
-from converters.calibration.tower_run import GraphRun, Named, Stop, bytes_between, inputs_of, stops
+from converters.calibration.tower_run import (
+    LARGE_BYTES,
+    GraphRun,
+    Named,
+    Stop,
+    bytes_between,
+    joined,
+    resting_place,
+    stops,
+)
 from converters.family import F32, Checkpoint
 from converters.plan import GraphFiles, Plan, PlannedFiles, PlannedTower
 from toolkit.base.blas import blas_name, single_threaded_blas
@@ -168,6 +177,8 @@ class TowerRounder:
     pieces: Mapping[str, Sequence[Piece]]
     rounder: PieceRounder
     scratch: Path
+    large: int = LARGE_BYTES
+    """As for `resting_place`."""
 
     def round(self, calls: Sequence[TowerSignatures]) -> None:
         files = self.tower.files
@@ -189,15 +200,15 @@ class TowerRounder:
             assert all(some == matrices[0] for some in matrices), "graphs of one tower multiply in the same order"
             for step in zip(*places, strict=True):
                 for run, place in zip(runs, step, strict=True):
-                    run.advance(place.at)
-                self._round_at(runs, step[0])
+                    run.advance(resting_place(run.graph, run.at, place.at, self.large))
+                self._round_at(runs, step)
             pairs = [run.results() for run in runs]
 
     def _within_memory(
         self, graphs: Sequence[SegmentedGraph], calls: Sequence[TowerSignatures]
     ) -> list[Sequence[Medium]]:
         """The media of each call: fewer, at equal distances, if the values between two segments would take too much."""
-        sizes = [bytes_between(graph, stops(graph, self.pieces)) for graph in graphs]
+        sizes = [bytes_between(graph, stops(graph, self.pieces), self.large) for graph in graphs]
         total = sum(2 * size * len(call.media) for size, call in zip(sizes, calls, strict=True))
         found: list[Sequence[Medium]] = []
         for media in (call.media for call in calls):
@@ -205,13 +216,16 @@ class TowerRounder:
             found.append([media[i * len(media) // count] for i in range(count)])
         return found
 
-    def _round_at(self, runs: Sequence[GraphRun], place: Stop) -> None:
-        inputs: dict[int, F32] = {}
+    def _round_at(self, runs: Sequence[GraphRun], places: Sequence[Stop]) -> None:
+        """Round the matrices of a place, which each run has its own number for."""
+        matrices, most = places[0].matrices, -(-ROWS // sum(len(run.plain) for run in runs))
+        rows = [run.rows(place.at, matrices, most) for run, place in zip(runs, places, strict=True)]
         weights = {p.weight.name: p.weight for layout in self.tower.files.layouts.values() for p in layout.placements}
-        for matrix in place.matrices:
+        inputs: dict[int, F32] = {}
+        for matrix in matrices:
             tensor = runs[0].graph.products[matrix][1]
             if tensor not in inputs:
-                inputs = {tensor: inputs_of(runs, matrix, ROWS)}
+                inputs = {tensor: joined([pair for some in rows for pair in some[matrix]])}
             values: F32 | None = None
             for piece in self.pieces[matrix]:
                 if not self.rounder.has(piece):

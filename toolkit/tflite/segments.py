@@ -6,6 +6,8 @@ the weights of the operators that follow. Only the weights and activations of on
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +18,7 @@ from toolkit.tflite.schema_pack import pack, set_buffer_offsets
 from toolkit.tflite.schema_unpack import unpack
 from toolkit.tflite.writer import TfliteLayout
 
+_MOST_ELEMENT_BYTES = 4
 SEGMENT = "run"
 """The signature of a segment's file; its inputs and outputs are named by `value_name`."""
 
@@ -51,6 +54,7 @@ class SegmentedGraph:
         self._last_use = {t: i for i, op in enumerate(self._graph.operators) for t in op.inputs}
         self._last_use |= dict.fromkeys(self._graph.outputs.values(), self.operators)
         self._products = self._find_products()
+        self._bytes = self._count_bytes()
         assert not any(op.called() for op in self._graph.operators), "operators that run other graphs are not cut"
 
     @property
@@ -88,6 +92,10 @@ class SegmentedGraph:
         """The values that this operator, later ones or the caller of the signature need of what is there before it."""
         values = (t for t in range(len(self._graph.tensors)) if not self._is_constant(t))
         return tuple(t for t in values if self.is_made_before(t, operator) and self._last_use.get(t, -1) >= operator)
+
+    def bytes_at(self, operator: int) -> int:
+        """The bytes of the values that `needed_from` lists, at most."""
+        return self._bytes[operator]
 
     def segment(self, start: int, stop: int) -> Segment:
         """The operators [start, stop), of which there must be some, with what `needed_from(stop)` lists as outputs."""
@@ -135,6 +143,17 @@ class SegmentedGraph:
             if op.builtin == "FULLY_CONNECTED" and (placement := self._placement(op.inputs[1])) is not None:
                 found.setdefault(placement.weight.name, (index, op.inputs[0]))
         return found
+
+    def _count_bytes(self) -> Sequence[int]:
+        """`bytes_at` for each operator and the end; no value's element is wider than 4 bytes."""
+        changes = [0] * (self.operators + 2)
+        for tensor, record in enumerate(self._graph.tensors):
+            first, last = self._made_at.get(tensor, -1) + 1, self._last_use.get(tensor, -1)
+            if not self._is_constant(tensor) and first <= last:
+                size = _MOST_ELEMENT_BYTES * math.prod(record.shape)
+                changes[first] += size
+                changes[last + 1] -= size
+        return list(itertools.accumulate(changes))[:-1]
 
     def _is_constant(self, tensor: int) -> bool:
         return self._graph.tensors[tensor].buffer > 0

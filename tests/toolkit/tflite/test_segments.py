@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,9 @@ def test_a_segment_has_the_weights_of_its_own_operators_alone() -> None:
     assert {placement.weight.name for placement in first.layout.placements} <= {"a", "scale"}
     assert graph.needed_from(0) == (graph.inputs["x"],)
     assert set(graph.needed_from(graph.operators)) == set(graph.outputs.values())
+
+
+def test_the_bytes_at_a_place_are_those_of_the_values_that_are_needed_there() -> None:
+    graph = SegmentedGraph(layout(), "whole")
+    for place in range(graph.operators + 1):
+        assert graph.bytes_at(place) == sum(4 * math.prod(graph.shape(t)) for t in graph.needed_from(place))

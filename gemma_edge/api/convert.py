@@ -126,8 +126,7 @@ def convert(
     on_report: called with the gate's report, even if the bundle fails.
 
     CheckpointError, RecipeError, SliceError or UsageError if this cannot be converted, or if a drafter is for another
-    model; QualityError for a bundle that
-    fails the gate, which is then removed.
+    model; QualityError for a bundle that fails the gate, which is then removed.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

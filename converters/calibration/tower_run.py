@@ -106,13 +106,12 @@ class GraphRun:
     def advance(self, stop: int) -> None:
         """Run the operators before `stop` that have not run yet, and keep what later ones need."""
         if stop > self.at:
+            needed = set(self.graph.needed_from(stop))
             for values, made in self._run(stop):
                 values.update(made)
+                for tensor in values.keys() - needed:
+                    del values[tensor]
             self.at = stop
-        needed = set(self.graph.needed_from(stop))
-        for values in (*self.plain, *self.own):
-            for tensor in values.keys() - needed:
-                del values[tensor]
 
     def rows(self, stop: int, matrices: Sequence[str], most: int) -> dict[str, list[tuple[F32, F32]]]:
         """For each medium, at most so many rows of the inputs that some matrices get just before `stop`: of the float

@@ -306,6 +306,9 @@ def _origin(result: Conversion) -> Iterator[tuple[str, str]]:
     yield "prefills", ", ".join(map(str, manifest.text.prefill_sizes)) + " tokens"
     if result.calibration is not None:
         yield "calibrated", "with a text: docs/calibration.md"
+    if result.calibration_media is not None:
+        media = result.calibration_media
+        yield "towers calibrated", f"with {media.pictures} pictures and {media.sounds} sounds: docs/calibration.md"
     drafter = manifest.drafter
     if drafter is not None and drafter.checkpoint is not None:
         yield "drafter", drafter.checkpoint.name

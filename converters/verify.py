@@ -220,7 +220,7 @@ def verify(
 
     Every token counts for which the bundle gives logits and the sequence has a next token. A bundle with non-finite
     logits fails; BundleError if its logits do not fit the checkpoint, CheckpointError if the checkpoint's own logits
-    are not finite. `progress` gets "checkpoint" with layers, then "bundle" with sequences.
+    are not finite, or all equal. `progress` gets "checkpoint" with layers, then "bundle" with sequences.
     """
     _check_sequences(sequences, model)
     with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are found in the logits
@@ -292,6 +292,9 @@ def _compare_sequence(
             expected = model.logits(states[start:end])
         if not np.isfinite(expected).all():
             raise CheckpointError("checkpoint", found="NaN or infinite logits")
+        if not np.ptp(expected[:, : model.text_vocab_size], axis=1).any():
+            wanted = "logits that tell tokens apart: from these, no mistake in a bundle can be seen"
+            raise CheckpointError("checkpoint", found="the same logit for every token", wanted=wanted)
         found, following = rows[start - first : end - first], np.array(ids[start + 1 : end + 1])
         for row in range(0, end - start, _FLOAT64_ROWS):
             some = slice(row, row + _FLOAT64_ROWS)

@@ -358,16 +358,19 @@ def test_logits_that_do_not_fit_the_checkpoint_are_refused(
 
 
 @pytest.mark.reference
-def test_a_checkpoint_whose_own_logits_are_not_finite_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "value", "fault"),
+    [(slice(3, 5), 3e38, "NaN or infinite logits"), (slice(None), 0.0, "the same logit for every token")],
+)
+def test_a_checkpoint_whose_own_logits_tell_nothing_is_refused(
+    changed: slice, value: float, fault: str, tmp_path: Path
+) -> None:
     safetensors = pytest.importorskip("safetensors.numpy")
     make_checkpoint(tmp_path, seed=0, **MODEL.overrides)  # type: ignore[arg-type]
     tensors = safetensors.load_file(tmp_path / "model.safetensors")
-    tensors["model.norm.weight"][3:5] = 3e38
+    tensors["model.norm.weight"][changed] = value
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
-    with (
-        open_gemma3n(tmp_path) as broken,
-        pytest.raises(CheckpointError, match="NaN or infinite logits"),
-    ):
+    with open_gemma3n(tmp_path) as broken, pytest.raises(CheckpointError, match=fault):
         verify(Bundle(checkpoint_of(MODEL)), Reference(broken), TEXT, F32)
 
 

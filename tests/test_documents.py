@@ -15,7 +15,7 @@ DOCUMENTS = [
     *sorted(REPOSITORY.glob("*.md")),
     *sorted((REPOSITORY / "docs").rglob("*.md")),
     REPOSITORY / "benchmarks" / "README.md",
-    REPOSITORY / "examples" / "tiny_gemma3n" / "README.md",
+    *sorted((REPOSITORY / "examples").glob("*/README.md")),
 ]
 ROOTS = ("gemma_edge", "toolkit", "converters", "device_harness", "benchmarks", "examples", "tests", "docs")
 

@@ -30,7 +30,7 @@ _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 def pages() -> list[Path]:
     """The documents, relative to the repository."""
     found = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
-    found += [REPOSITORY / "benchmarks" / "README.md", REPOSITORY / "examples" / "tiny_gemma3n" / "README.md"]
+    found += [REPOSITORY / "benchmarks" / "README.md", *(REPOSITORY / "examples").glob("*/README.md")]
     return sorted(path.relative_to(REPOSITORY) for path in found)
 
 

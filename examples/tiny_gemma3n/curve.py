@@ -1,8 +1,9 @@
-"""Plots how the held-out perplexity fell while train_on.py ran: one panel for each text, one line for each size.
+"""Plots how the held-out perplexity fell in training: one panel for each text, one line for each size.
 
     python curve.py WORK/curve.jsonl curve.svg
 
-It needs matplotlib. Points are of the averaged weights, on a few rows of each text (see train_on.held_out_rows).
+It needs matplotlib. Points are of the averaged weights, on a few rows of each text (see train_on.held_out_rows; for the
+tiny Gemma 4, which has one size, train4.held_out_rows).
 """
 
 from __future__ import annotations
@@ -15,24 +16,31 @@ import matplotlib
 from model import SIZES
 
 matplotlib.use("svg")
+PROGRESS = ("seconds", "step", "tokens")
 
 
 def plot(points: list[dict[str, float]], path: Path) -> None:
-    """`points`: for each, the number of tokens trained, and the perplexities by name, such as `prose large`."""
+    """`points`: for each, the number of tokens trained, and the perplexities by name, such as `prose large`, or `prose`
+    if there is one size."""
     from matplotlib import pyplot
 
-    matplotlib.rcParams["svg.hashsalt"] = "tiny_gemma3n"
-    texts = sorted({name.rpartition(" ")[0] for name in points[0] if " " in name})
+    matplotlib.rcParams["svg.hashsalt"] = path.resolve().parent.name
+    sizes = {size.name for size in SIZES}
+    split = {name: name.rpartition(" ") for name in points[0] if name not in PROGRESS}
+    lines = {name: (text, size) if size in sizes else (name, "") for name, (text, _, size) in split.items()}
+    texts = sorted({text for text, _ in lines.values()})
     figure, panels = pyplot.subplots(
         1, len(texts), figsize=(3.2 * len(texts), 3.2), layout="constrained", squeeze=False
     )
     for axes, text in zip(panels[0], texts, strict=True):
-        for size in SIZES:
-            axes.plot([p["tokens"] / 1e6 for p in points], [p[f"{text} {size.name}"] for p in points], label=size.name)
+        for name, (shown, size) in lines.items():
+            if shown == text:
+                axes.plot([p["tokens"] / 1e6 for p in points], [p[name] for p in points], label=size)
         axes.set(title=text, xlabel="tokens trained (millions)", yscale="log")
         axes.grid(alpha=0.3, which="both")
     panels[0][0].set_ylabel("held-out perplexity per token")
-    panels[0][-1].legend()
+    if any(size for _, size in lines.values()):
+        panels[0][-1].legend()
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import data
@@ -61,22 +63,25 @@ def effective_parameters(weights: Weights, size: Size) -> int:
 
 
 @torch.no_grad()
-def negative_log_likelihood(weights: Weights, size: Size, stream: Tensor) -> float:
-    """The sum over the stream; each token sees `<bos>` and at least WINDOW - STRIDE tokens, if there are so many."""
+def negative_log_likelihood(logits_of: Callable[[Tensor], Tensor], stream: Tensor) -> float:
+    """The sum over the stream; each token sees `<bos>` and at least WINDOW - STRIDE tokens, if there are so many.
+
+    `logits_of`: f32[1, WINDOW, vocabulary] of ids [1, WINDOW].
+    """
     total = 0.0
     for start in range(0, len(stream), STRIDE):
         first = max(0, start + STRIDE - WINDOW)
         targets = stream[first : start + STRIDE]
         ids = torch.full((1, WINDOW), data.PAD)  # right padding: no token sees it
         ids[0, 0], ids[0, 1 : len(targets)] = data.BOS, targets[:-1]
-        log_probabilities = forward_logits(weights, ids, size)[0, : len(targets)].log_softmax(-1)
+        log_probabilities = logits_of(ids)[0, : len(targets)].log_softmax(-1)
         chosen = log_probabilities.gather(1, targets[:, None])[:, 0]
         total -= chosen[start - first :].double().sum().item()
     return total
 
 
 def score(weights: Weights, size: Size, streams: list[Tensor], text_bytes: int) -> Score:
-    total = sum(negative_log_likelihood(weights, size, stream) for stream in streams)
+    total = sum(negative_log_likelihood(partial(forward_logits, weights, size=size), stream) for stream in streams)
     tokens = sum(len(stream) for stream in streams)
     return Score(size, effective_parameters(weights, size), total / tokens, total / text_bytes)
 

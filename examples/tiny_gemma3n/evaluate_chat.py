@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import wave
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import prose
 import torch
 import train
-from model import SIZES
+from model import SIZES, forward_logits
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoProcessor, Gemma3nForConditionalGeneration
@@ -116,7 +117,8 @@ def perplexities(checkpoint: Path, work: Path) -> None:
         streams = [torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts][:60]
         tokens = sum(map(len, streams))
         for size in SIZES:
-            total = sum(evaluate.negative_log_likelihood(weights, size, stream) for stream in streams)
+            logits_of = partial(forward_logits, weights, size=size)
+            total = sum(evaluate.negative_log_likelihood(logits_of, stream) for stream in streams)
             print(f"{source} ({tokens} tokens), {size.name}: {math.exp(total / tokens):.2f}", flush=True)
 
 

@@ -9,6 +9,7 @@ and about sounds is replaced.
 from __future__ import annotations
 
 import random
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,19 @@ from stories import Turns
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).parent
-THINKING = 0.2
+THINKING = 0.5
 """The share of chats in which the system turn asks for thoughts."""
+STORIES, JOINED, MEANINGS = 0.25, 0.2, 0.05
+"""The shares of chats in which the user wants a story, besides those of stories.py; in which the system turn gives the
+model a name and the user wants various things; and in which the user asks what a word means."""
 ONCE = 0.15
 """The share of stories that begin with "Once upon a time"."""
 SELF = "I am a very small Gemma 4. I can tell short stories and answer simple questions."
 SKILLS = "I can tell a short story, answer simple questions, and say what a word means."
-STORY_LENGTH = 160
-"""Answers with more characters are stories."""
+LONG = 160
+"""Answers with more characters are stories or explanations."""
+STORY, ASKING = re.compile("story|something about|begin|Hello"), re.compile("Tell|Explain|Please|Write|Say")
+GREETING, THANKS = re.compile("Hello|Hi|Good (morning|evening)"), re.compile("Thank|Good bye")
 
 
 class Storyteller(stories.Storyteller):
@@ -37,8 +43,8 @@ class Storyteller(stories.Storyteller):
             slots["opening"] = "Once upon a time"
         return slots
 
-    def chat(self) -> Turns:
-        return [(who, own_words(said)) for who, said in super().chat()]
+    def pairs(self, *turns: tuple[str, str]) -> Turns:
+        return [(who, own_words(said)) for who, said in super().pairs(*turns)]
 
 
 def own_words(said: str) -> str:
@@ -65,7 +71,13 @@ class Chats:
         self.tokenizer = AutoTokenizer.from_pretrained(HERE)
 
     def turns(self) -> Turns:
-        if self.rng.random() >= 0.08:
+        kind = self.rng.random()
+        if kind < STORIES:
+            return self.teller.story_chat()
+        if kind < STORIES + JOINED:
+            teller = self.teller
+            return teller.in_a_role() + self.rng.choice((teller.story_chat, teller.questions, teller.acquaintance))()
+        if kind < 1.0 - MEANINGS:
             return self.teller.chat()
         word, meaning = self.rng.choice(self.meanings).split(" ", 1)
         said = meaning.partition("): ")[2].split(". “")[0].rstrip(".")
@@ -80,7 +92,7 @@ class Chats:
             ids = self.encode(self.render(turns))
             return Sample(ids, [1.0] * len(ids))
         answers = [place for place, (who, _) in enumerate(turns) if who == "model"]
-        last = self.rng.choice(answers)
+        last = max(self.rng.choice(answers), self.rng.choice(answers))
         prompt = self.render(turns[:last], thinking=True, generation=True)
         thought = self.thought(turns[last - 1][1], turns[last][1])
         answer = f"<|channel>thought\n{thought}\n<channel|>{turns[last][1]}<turn|>\n"
@@ -89,12 +101,20 @@ class Chats:
         return Sample([*before, *after], [0.0] * len(before) + [1.0] * len(after))
 
     def thought(self, asked: str, answer: str) -> str:
-        if len(answer) > STORY_LENGTH:
-            about = asked.partition(" about ")[2].rstrip(".?!") or "whatever I like"
+        """What the user wants, then, if it is a short answer to a question, that answer."""
+        if len(answer) > LONG and STORY.search(asked):
+            about = asked.partition(" about ")[2].rstrip(".?!") or "what I like"
             plan = "[Who is in it, what happens, and how does it end?|It needs a beginning and a good end.]"
-            return stories.choose(f"[The user wants a story|I shall tell a story] about {about}. {plan}", self.rng)
-        said = f"The user says: {asked}"
-        return said + self.rng.choice((f" I should say: {answer}", f" My answer is: {answer}"))
+            return stories.choose(f"The user wants a story about {about}. {plan}", self.rng)
+        if len(answer) > LONG:
+            return "The user wants to know something. I shall say what I know."
+        if asked.endswith("?") or ASKING.match(asked):
+            return self.rng.choice(("The user asks a question.", "This is a question.")) + f" The answer: {answer}"
+        if GREETING.match(asked):
+            return stories.choose("[The user greets me. I should be friendly.|I should greet the user.]", self.rng)
+        if THANKS.match(asked):
+            return "The user thanks me, or leaves."
+        return stories.choose("The user tells me something. [I should answer kindly.|I should remember it.]", self.rng)
 
     def render(self, turns: Turns, *, thinking: bool = False, generation: bool = False) -> str:
         roles = {"model": "assistant"}

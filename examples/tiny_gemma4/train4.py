@@ -24,7 +24,7 @@ import data
 import model4
 import numpy as np
 import prose
-import prose4
+import topics
 import torch
 from carry_over import carry_over
 from chats4 import Chats, Sample, Storyteller
@@ -43,7 +43,7 @@ WORKERS, PARTS, LENGTH = 2, 4, 512
 RATE, EMBED_RATE, WARMUP_STEPS, COOLDOWN = 0.8, 0.002, 20, 0.5
 """RATE: as a share of trainer's rates. In the last COOLDOWN of the tokens, it falls linearly to zero."""
 SAVE_SECONDS, CURVE_STEPS = 120.0, 100
-KINDS = {"stories": 0.30, "wordnet": 0.12, "sqlite": 0.07, "scripture": 0.07, "chat": 0.44}
+KINDS = {"stories": 0.20, "topics": 0.04, "wordnet": 0.09, "sqlite": 0.05, "scripture": 0.05, "chat": 0.57}
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """The files of a checkpoint besides config.json and model.safetensors."""
 
@@ -55,21 +55,27 @@ class Mixture:
         self.tokenizer, self.rng = tokenizer, random.Random(seed)
         chapters = [chapter for chapter in data.load_chapters(work) if not chapter.held_out]
         self.scripture = data.Sampler(chapters, tokenizer, LENGTH, chat=0.0, seed=seed)
-        words = [d.text for d in prose.load(work) if d.source == "wordnet" and not d.held_out]
+        documents = [d for d in prose.load(work) if not d.held_out]
         self.streams = {
-            "wordnet": data.encode_documents(words, tokenizer),
-            "sqlite": data.encode_documents(prose4.load(work), tokenizer),
+            source: data.encode_documents([d.text for d in documents if d.source == source], tokenizer)
+            for source in ("wordnet", "sqlite")
         }
-        self.chats = Chats(self.rng, [text.split("\n")[0] for text in words])
+        self.explainer = topics.Explainer(self.rng)
+        self.chats = Chats(self.rng, [d.text.split("\n")[0] for d in documents if d.source == "wordnet"])
 
     def window(self, stream: NDArray[np.int32]) -> Sample:
         """A part of the stream from a random place on."""
         start = self.rng.randrange(len(stream) - LENGTH)
         return Sample([data.BOS, *stream[start : start + LENGTH].tolist()], [1.0] * (LENGTH + 1))
 
-    def story(self) -> Sample:
-        ids = self.tokenizer.encode(self.chats.teller.story().text + "<eos>").ids
+    def text(self, text: str) -> Sample:
+        ids = self.tokenizer.encode(text + "<eos>").ids
         return Sample(ids, [1.0] * len(ids))
+
+    def draw(self, kind: str) -> Sample:
+        if kind == "stories":
+            return self.text(self.chats.teller.story().text)
+        return self.text(self.explainer.text()) if kind == "topics" else self.chats.draw()
 
     def row(self) -> Sample:
         """LENGTH + 1 tokens."""
@@ -80,7 +86,7 @@ class Mixture:
             return self.window(self.streams[kind])
         ids, shares = list[int](), list[float]()
         while len(ids) <= LENGTH:
-            drawn = self.story() if kind == "stories" else self.chats.draw()
+            drawn = self.draw(kind)
             ids, shares = ids + drawn.ids, shares + drawn.shares
         return Sample(ids[: LENGTH + 1], shares[: LENGTH + 1])
 

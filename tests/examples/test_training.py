@@ -74,7 +74,7 @@ def test_chats_are_what_the_template_makes_of_them() -> None:
     chats = chats4.Chats(random.Random(0), ["boat (noun): a small vessel. “He rowed a boat”."])
     drawn = [chats.draw() for _ in range(60)]
     thoughtful = [sample for sample in drawn if 0.0 in sample.shares]
-    assert 5 < len(thoughtful) < 30
+    assert 15 < len(thoughtful) < 45
     think, opening, closing = (chats.tokenizer.convert_tokens_to_ids(t) for t in ("<|think|>", "<|channel>", "<turn|>"))
     for sample in drawn:
         learned = [id_ for id_, share in zip(sample.ids, sample.shares, strict=True) if share]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint, write_tokenizer
-from paths import EXAMPLE, FIXTURES
+from paths import EXAMPLE, FIXTURES, GEMMA_4_EXAMPLE
 from towers import write_multimodal_checkpoint
 
 from gemma_edge import cli
@@ -28,6 +28,7 @@ CASES: Mapping[str, tuple[str, Sequence[str]]] = {
     "tiny-f32-text": ("example", ("--quant", "f32", "--groups", "text", "--sizes", "small", "--context", "256")),
     "tiny-buckets": ("example", ("--quant", "int8", "--groups", "text", "--context", "2048", "--shard-mb", "1")),
     "tiny-channel": ("example", ("--quant", "int4-channel", "--audio-quant", "int4", "--search", "absmax")),
+    "tiny-gemma4": ("gemma 4", ("--quant", "int4", "--context", "512")),
     "random-f32": ("random", ("--quant", "f32", "--context", "40", "--prefill", "4,16")),
     "random-int8": ("random", ("--quant", "int8", "--context", "100", "--prefill", "8")),
     "random-towers": ("multimodal", ("--quant", "int8", "--context", "160", "--prefill", "4,16,64")),
@@ -37,8 +38,8 @@ CASES: Mapping[str, tuple[str, Sequence[str]]] = {
 
 
 def checkpoint(kind: str, directory: Path) -> Path:
-    if kind == "example":
-        return EXAMPLE
+    if kind in ("example", "gemma 4"):
+        return EXAMPLE if kind == "example" else GEMMA_4_EXAMPLE
     if kind == "multimodal":
         return write_multimodal_checkpoint(directory)
     tensors = {

@@ -13,26 +13,28 @@ import pytest
 from paths import REPOSITORY
 from waiting import PATIENCE_S
 
-from gemma_edge.examples import built_in_checkpoint
+from gemma_edge.examples import BUILT_IN, built_in_checkpoint
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-# Files of the example that no verb reads: they trained the model, or judge it.
-TRAINING = {"README.md", "curve.svg", "eval.txt", "perplexity.svg", "stories.json"}
+# Files of the examples that no verb reads: they trained the models, or judge them.
+TRAINING = {"README.md", "curve.svg", "eval.txt", "perplexity.svg", "stories.json", "topics.txt"}
 
 
-def test_the_wheel_takes_along_every_file_of_the_built_in_checkpoint() -> None:
+def test_the_wheel_takes_along_every_file_of_the_built_in_checkpoints() -> None:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     included: dict[str, str] = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    folder = built_in_checkpoint()
-    used = {path.name for path in folder.iterdir() if path.suffix != ".py" and not path.name.startswith("__")}
-    assert {Path(source).name for source in included} == used - TRAINING
-    for source, target in included.items():
-        assert (REPOSITORY / source).parent == folder
-        assert target == f"gemma_edge/{source}"
+    used = {
+        path
+        for folder in map(built_in_checkpoint, BUILT_IN)
+        for path in folder.iterdir()
+        if path.suffix != ".py" and not path.name.startswith("__") and path.name not in TRAINING
+    }
+    assert {REPOSITORY / source for source in included} == used
+    assert all(target == f"gemma_edge/{source}" for source, target in included.items())
 
 
 @pytest.mark.parametrize("repository", ["", "https://example.org/us/gemma-edge"])
@@ -77,7 +79,7 @@ def test_every_extra_that_a_text_names_exists() -> None:
 
 
 @pytest.mark.full
-def test_the_demo_of_an_installed_wheel_runs_in_any_folder(tmp_path: Path) -> None:
+def test_the_demos_of_an_installed_wheel_run_in_any_folder(tmp_path: Path) -> None:
     site = tmp_path / "site"
     for words in (
         ["hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
@@ -97,11 +99,13 @@ def test_the_demo_of_an_installed_wheel_runs_in_any_folder(tmp_path: Path) -> No
         subprocess.run([sys.executable, "-m", *words], cwd=REPOSITORY, check=True, timeout=PATIENCE_S)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = subprocess.run(
-        [site / "bin" / "gemma-edge", "demo"],
-        cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=PATIENCE_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert f"1. {site / 'gemma_edge' / 'examples' / 'tiny_gemma3n'}: " in done.stdout
-    assert done.stdout.endswith("all steps passed\n")
+    for model, folder in BUILT_IN.items():
+        done = subprocess.run(
+            [site / "bin" / "gemma-edge", "demo", "--model", model],
+            cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+            timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"1. {site / 'gemma_edge' / 'examples' / folder}: " in done.stdout
+        assert done.stdout.endswith("all steps passed\n")
     assert not list(elsewhere.iterdir())

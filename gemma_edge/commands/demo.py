@@ -1,4 +1,4 @@
-"""`gemma-edge demo`: the whole workflow with the built-in tiny model."""
+"""`gemma-edge demo`: the whole workflow with a built-in tiny model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from converters.convert import Conversion
@@ -18,7 +19,7 @@ from gemma_edge.api.export import export
 from gemma_edge.api.model import Model
 from gemma_edge.api.verify import verify
 from gemma_edge.device_demo import DeviceDemo, measure_on_device, require_places
-from gemma_edge.examples import built_in_checkpoint
+from gemma_edge.examples import BUILT_IN, DEFAULT, built_in_checkpoint
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, session_settings
@@ -34,6 +35,7 @@ from toolkit.runtime.session import SessionSettings
 
 EXAMPLES = (
     "gemma-edge demo",
+    "gemma-edge demo --model gemma4",
     'gemma-edge demo -p "The old man" -o tiny-bundle',
     "gemma-edge demo --checkpoint path/to/checkpoint --json",
     "gemma-edge demo --device emulated --report demo.html",
@@ -41,16 +43,18 @@ EXAMPLES = (
 _PAGE = "gemma-edge-demo.html"
 _CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 256, 48
 _SAMPLES = "samples"
+_SYSTEM, _CHAT_TOKENS = "Your name is Ruth.", 200
+_ASKED = ("Hello!", "What is your name?", "Tell me a story about a race.", "Who fell?")
 _QUESTIONS = {".png": (image_file, "What is this?"), ".wav": (sound_file, "What was said?")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        type=Path,
-        help="use another model (default: the built-in tiny Gemma 3n)",
-    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--model", choices=tuple(BUILT_IN), default=DEFAULT,
+        help=f"the built-in tiny model: gemma3n has sizes, sees and hears; gemma4 can think (default: {DEFAULT})",
+    )  # fmt: skip
+    chosen.add_argument("--checkpoint", metavar="DIR", type=Path, help="use another model")
     parser.add_argument(
         "-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle in this directory (default: remove it)"
     )
@@ -71,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 if all steps succeed; QualityError or BundleError otherwise."""
-    path = arguments.checkpoint or built_in_checkpoint()
+    path = arguments.checkpoint or built_in_checkpoint(arguments.model)
     settings = session_settings(arguments)
     for option in ("report", "results"):
         if arguments.device is None and getattr(arguments, option) is not None:
@@ -102,8 +106,10 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
         report.require_passed(output)
         answers = _answers(output, arguments.prompt, settings, terminal)
-        seen = _senses(output, path / _SAMPLES, settings, terminal)
-        exported = _export(output, terminal, 7 if seen else 6)
+        step = count(6)
+        seen = _senses(output, path / _SAMPLES, settings, terminal, step)
+        talked = _talk(output, settings, terminal, step)
+        exported = _export(output, terminal, next(step))
     terminal.result(
         {
             "checkpoint": str(path),
@@ -113,6 +119,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "verify": report.to_json(),
             "answers": answers,
             "media": seen,
+            "chat": talked,
             "litertlm_bytes": exported,
         },
         f"all steps passed; the bundle is in {output}" if arguments.output else "all steps passed",
@@ -172,17 +179,16 @@ def _convert(
             progress=show,
         )
     stored = sum(file.bytes for file in converted.manifest.files.values())
-    terminal.say(
-        f"2. converted to int8 in {converted.seconds:.1f} s: one bundle of {bytes_text(stored)} that runs all sizes"
-    )
+    runs = "that runs all sizes" if len(sizes) > 1 else f"of size {sizes[0].name}"
+    terminal.say(f"2. converted to int8 in {converted.seconds:.1f} s: one bundle of {bytes_text(stored)} {runs}")
     return converted
 
 
 def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Terminal) -> dict[str, dict[str, object]]:
     """Continue the prompt with every size, switching one model between them; return the answers by size."""
-    terminal.say(f"5. {prompt!r}, continued by each size:")
     answers: dict[str, dict[str, object]] = {}
     with Model(Bundle(output), settings) as model:
+        terminal.say(f"5. {prompt!r}, continued{' by each size' if len(model.sizes) > 1 else ''}:")
         for size in model.sizes:
             # So small a model repeats itself if it always chooses the most likely token.
             answer = model.generate(
@@ -199,14 +205,16 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
     return answers
 
 
-def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Terminal) -> dict[str, str]:
+def _senses(
+    output: Path, samples: Path, settings: SessionSettings, terminal: Terminal, step: Iterator[int]
+) -> dict[str, str]:
     """Ask about one image and one sound stored beside the checkpoint; return the answers by file name."""
     bundle, answers = Bundle(output), dict[str, str]()
     towers = {".png": bundle.manifest.vision, ".wav": bundle.manifest.audio}
     files = [next(iter(sorted(samples.glob(f"*{ending}"))), None) for ending, tower in towers.items() if tower]
     if not any(files):
         return {}
-    terminal.say("6. asked about an image and a sound; each tower is loaded only when it is needed:")
+    terminal.say(f"{next(step)}. asked about an image and a sound; each tower is loaded only when it is needed:")
     with Model(bundle, settings) as model:
         for path in filter(None, files):
             as_file, question = _QUESTIONS[path.suffix]
@@ -214,6 +222,24 @@ def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Te
             answers[path.name] = answer.text.strip()
             terminal.say(_indented(f"{path.name}: {question} {answers[path.name]}"))
     return answers
+
+
+def _talk(
+    output: Path, settings: SessionSettings, terminal: Terminal, step: Iterator[int]
+) -> list[dict[str, str | None]]:
+    """Talk to a model that can think, and let it think before its answers; return the turns."""
+    bundle, turns = Bundle(output), list[dict[str, str | None]]()
+    if bundle.thoughts(bundle.tokenizer()) is None:
+        return turns
+    with Model(bundle, settings) as model:
+        terminal.say(f"{next(step)}. a chat in which it may think first; the system turn says: {_SYSTEM}")
+        chat = model.chat(system=_SYSTEM, max_tokens=_CHAT_TOKENS, temperature=0, thinking=True)
+        for asked in _ASKED:
+            answer = chat.send(asked)
+            turns.append({"user": asked, "thought": answer.thought, "text": answer.text.strip()})
+            thought = f"(thinks: {' '.join(answer.thought.split())}) " if answer.thought else ""
+            terminal.say(_indented(f"{asked}\n  {thought}{answer.text.strip()}"))
+    return turns
 
 
 def _export(output: Path, terminal: Terminal, step: int) -> int:

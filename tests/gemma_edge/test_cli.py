@@ -150,7 +150,7 @@ def test_bad_input_is_one_line_that_names_it(command: Command, arguments: list[s
         (["convert", "c", "-o", "b", "--quantization", "int8"], ["did you mean --quant?"]),
         (["quantize", "c"], ["did you mean convert?"]),
         (["version"], ["did you mean --version?"]),
-        (["demo", "--model", "x"], ["unrecognized arguments: --model x; see"]),
+        (["demo", "--measure", "x"], ["unrecognized arguments: --measure x; see"]),
         (["check", "b", "again"], ["unrecognized arguments: again;"]),
     ],
 )

@@ -140,9 +140,9 @@ class Mixture:
         kind = self.rng.random()
         if kind < 0.46:
             return self.media_chats.draw()
-        if kind < 0.80:
+        if kind < 0.87:
             return self.text(stories.chat_text(self.teller.chat()))
-        if kind < 0.95:
+        if kind < 0.94:
             return self.text(stories.chat_text(self.explainer.chat()))
         if kind < 0.97:
             return self.text(self.conversations.text())

@@ -48,6 +48,20 @@ def test_the_tiny_model_is_pushed_measured_and_shown(
     assert "emulated" in html and "http://" not in html.replace("http://www.w3.org", "")
 
 
+@pytest.mark.full
+def test_the_tiny_gemma_4_is_measured_and_a_runner_that_it_cannot_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends its answer at once in the benchmark of Google's engine, whose prompt is no text."""
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+    page = tmp_path / "demo.html"
+    assert main(["demo", "--model", "gemma4", "--device", "emulated", "--report", str(page), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["runners"][0] == "session" and page.exists()
+    if find_spec("litert_lm") is not None:
+        assert "128 and 0 tokens" in result["left_out"]["litert_lm_python"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("has_compiler", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_on_a_device_without_python_the_rest_is_measured_and_what_is_left_out_is_said(

@@ -195,7 +195,7 @@ def spread(count: int, most: int) -> NDArray[np.intp]:
     """At most so many of the numbers below `count`, each once, spread evenly and unlike the rows of a picture.
 
     >>> spread(4, 9).tolist(), spread(10, 3).tolist()
-    ([0, 1, 2, 3], [0, 2, 7])
+    ([0, 1, 2, 3], [0, 4, 7])
     """
     if count <= most:
         return np.arange(count)

@@ -153,7 +153,7 @@ def test_a_host_that_leaves_hangs_up_on_its_command(peer: Peer, reach: Connect, 
     told = peer.path(f"{TMP}/told-{service.replace(',', '-')}")
     told.unlink(missing_ok=True)
     device = reach(peer)
-    command = f"trap 'echo hangup > {TMP}/{told.name}; exit' HUP; echo ready; sleep 60"
+    command = f"trap 'echo hangup > {TMP}/{told.name}; exit' HUP; echo ready; sleep 60 & wait"
     stream = device._link.open(f"{service}:{command}", timeout=10)
     while b"ready" not in bytes(stream.read(timeout=10)):
         pass

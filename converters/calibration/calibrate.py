@@ -145,7 +145,7 @@ def prepare_work(directory: Path, text: CalibrationText, lock: Lock) -> None:
         remove_work(directory)
         directory.mkdir()
         write_bytes(directory / _TEXT, dump_calibration_text(text))
-        (directory / _KEY).write_text(_key(lock))
+        mark_work(directory, lock)
 
 
 def text_for(
@@ -159,10 +159,18 @@ def text_for(
 
 def _kept(directory: Path, lock: Lock) -> CalibrationText | None:
     """The text that a directory keeps, if it belongs to a calibration of this bundle with these numerical libraries."""
+    return read_calibration_text(directory / _TEXT) if is_work_of(directory, lock) else None
+
+
+def is_work_of(directory: Path, lock: Lock) -> bool:
+    """Whether a directory holds the work of a calibration of this bundle with these numerical libraries."""
     key = directory / _KEY
-    if not key.is_file() or key.read_text() != _key(lock):
-        return None
-    return read_calibration_text(directory / _TEXT)
+    return key.is_file() and key.read_text() == _key(lock)
+
+
+def mark_work(directory: Path, lock: Lock) -> None:
+    """Say in a directory which bundle's calibration it is of."""
+    (directory / _KEY).write_text(_key(lock))
 
 
 def _key(lock: Lock) -> str:

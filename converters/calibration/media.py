@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from toolkit.base.errors import UsageError, system_reason
 from toolkit.base.strict_json import open_regular, shorten
@@ -16,6 +17,8 @@ from toolkit.bundle.manifest import AudioRecord, VisionRecord
 from toolkit.runtime.media_prompt import Medium, TowerName, read_image, read_sound
 
 _log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 MAX_FILES = 4096
 MAX_FILE_BYTES = 1 << 30
@@ -121,7 +124,16 @@ def decoded(media: CalibrationMedia, record: VisionRecord | AudioRecord, most: i
         else:
             found += read_sound(file.path, record)
     # A long sound has many pieces: of all of them, some are taken at equal distances.
-    return [found[i * len(found) // most] for i in range(most)] if len(found) > most else found
+    return spaced(found, most) if len(found) > most else found
+
+
+def spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """So many of the items, in order and at equal distances; some of them repeatedly if there are fewer.
+
+    >>> spaced("abcdef", 3), spaced("ab", 3)
+    (['a', 'c', 'e'], ['a', 'a', 'b'])
+    """
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.calibration.calibrate import remove_work
-from converters.calibration.media import KINDS, CalibrationMedia, decoded
+from converters.calibration.calibrate import is_work_of, mark_work, remove_work
+from converters.calibration.media import KINDS, CalibrationMedia, decoded, spaced
 from converters.calibration.rounding import Piece, PieceRounder, Rounding, weight_pieces
 from converters.calibration.tower_run import (
     LARGE_BYTES,
@@ -27,11 +26,11 @@ from converters.calibration.tower_run import (
 )
 from converters.family import F32, Checkpoint
 from converters.plan import GraphFiles, Plan, PlannedFiles, PlannedTower
-from toolkit.base.blas import blas_name, single_threaded_blas
+from toolkit.base.blas import single_threaded_blas
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, Progress, require_room, scratch_beside
 from toolkit.base.weights import Weight
-from toolkit.bundle.lock import Lock, lock_line
+from toolkit.bundle.lock import Lock
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.media.pixels import pixels
 from toolkit.quant.rounded import RoundedWeights
@@ -47,7 +46,6 @@ MEDIA = 1024
 _FEW = 16
 _LENGTHS = 4  # of sounds; a graph is made for each
 _BETWEEN_BYTES = 2 << 30  # for the values of all media between two segments
-_KEY = "key"
 
 Tower = PlannedTower[VisionRecord] | PlannedTower[AudioRecord]
 
@@ -182,6 +180,7 @@ class TowerRounder:
 
     def round(self, calls: Sequence[TowerSignatures]) -> None:
         files = self.tower.files
+        weights = {p.weight.name: p.weight for layout in files.layouts.values() for p in layout.placements}
         graphs = [
             [SegmentedGraph(layout, call.signatures[stage]) for call in calls]
             for stage, layout in enumerate(files.layouts.values())
@@ -201,7 +200,7 @@ class TowerRounder:
             for step in zip(*places, strict=True):
                 for run, place in zip(runs, step, strict=True):
                     run.advance(resting_place(run.graph, run.at, place.at, self.large))
-                self._round_at(runs, step)
+                self._round_at(runs, step, weights)
             pairs = [run.results() for run in runs]
 
     def _within_memory(
@@ -213,14 +212,13 @@ class TowerRounder:
         found: list[Sequence[Medium]] = []
         for media in (call.media for call in calls):
             count = max(1, len(media) * _BETWEEN_BYTES // max(total, _BETWEEN_BYTES))
-            found.append([media[i * len(media) // count] for i in range(count)])
+            found.append(spaced(media, count))
         return found
 
-    def _round_at(self, runs: Sequence[GraphRun], places: Sequence[Stop]) -> None:
+    def _round_at(self, runs: Sequence[GraphRun], places: Sequence[Stop], weights: Mapping[str, Weight]) -> None:
         """Round the matrices of a place, which each run has its own number for."""
         matrices, most = places[0].matrices, -(-ROWS // sum(len(run.plain) for run in runs))
         rows = [run.rows(place.at, matrices, most) for run, place in zip(runs, places, strict=True)]
-        weights = {p.weight.name: p.weight for layout in self.tower.files.layouts.values() for p in layout.placements}
         inputs: dict[int, F32] = {}
         for matrix in matrices:
             tensor = runs[0].graph.products[matrix][1]
@@ -253,7 +251,7 @@ def frame_lengths(media: Sequence[Medium], record: AudioRecord) -> list[int]:
     """
     token = record.frames_per_token
     whole = sorted(max(token, len(medium.values) // token * token) for medium in media)
-    return sorted({whole[i * len(whole) // _LENGTHS] for i in range(_LENGTHS)})
+    return sorted(set(spaced(whole, _LENGTHS)))
 
 
 def _calls(record: VisionRecord | AudioRecord, media: Sequence[Medium]) -> list[TowerSignatures]:
@@ -287,12 +285,10 @@ def _sound(length: int, bins: int, medium: Medium) -> Named:
 
 def _prepare(directory: Path, lock: Lock) -> None:
     """Make a directory, or empty it unless it is of this very calibration, here."""
-    made_with = f"{lock_line(lock)} {np.__version__} {blas_name()}"
-    key, file = hashlib.sha256(made_with.encode()).hexdigest(), directory / _KEY
-    if not file.is_file() or file.read_text() != key:
+    if not is_work_of(directory, lock):
         remove_work(directory)
         directory.mkdir()
-        file.write_text(key)
+        mark_work(directory, lock)
 
 
 def media_directory(output: Path) -> Path:

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,6 +272,11 @@ def encode_documents(texts: list[str], tokenizer: Tokenizer) -> NDArray[np.int32
     """One stream of ids: each document, followed by `<eos>`."""
     encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
     return np.array([i for e in encoded for i in (*e.ids, EOS)], dtype=np.int32)
+
+
+def rows_of(ids: Sequence[int], length: int, most: int) -> list[list[int]]:
+    """Rows of `length + 1` ids that start with `<bos>`, one after the other, from the first `most` ids."""
+    return [[BOS, *ids[i : i + length]] for i in range(0, min(len(ids), most) - length, length)]
 
 
 class Sampler:

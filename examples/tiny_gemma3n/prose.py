@@ -179,6 +179,13 @@ def load(work: Path) -> list[Document]:
     return [Document(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
+def held_out_texts(work: Path) -> tuple[str, str]:
+    """The verses and the modern prose, of games, that curves of training are measured on."""
+    verses = (Path(__file__).parent / "eval.txt").read_text(encoding="utf-8")
+    documents = [d.text for d in load(work) if d.held_out and d.source in ("endless-sky", "wesnoth")]
+    return verses, "\n".join(documents)[:40_000]
+
+
 def main() -> None:
     documents = load(Path(sys.argv[1]))
     for source in sorted({d.source for d in documents}):

@@ -20,7 +20,7 @@ import torch
 from model import ALL, SIZES, Functions, Size, Weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, multiprocessing
-from trainer import WORKING, State
+from trainer import State
 from transformers import AutoModelForCausalLM, Gemma3nTextConfig
 
 HERE = Path(__file__).parent
@@ -45,8 +45,7 @@ def learning_rate(step: int, progress: float) -> float:
 def local_gradients(state: State, functions: Functions, rows: Tensor, size: Size) -> None:
     """Compute the loss and the gradients of these rows in WORKING, and leave them in the state."""
     state.gradients.zero_()
-    working = {name: tensor.to(WORKING) for name, tensor in state.weights.items()}
-    loss = model.forward_loss(functions, working, rows, size)
+    loss = model.forward_loss(functions, state.working(), rows, size)
     loss.backward()
     state.gradients[-2] = loss.item()
 

@@ -12,7 +12,6 @@ in WORK/points.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
@@ -36,7 +35,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing
-from trainer import WORKING, State, exchange_parts, take_parts
+from trainer import WORKING, State, add_to_curve, exchange_parts, take_parts
 
 HERE = Path(__file__).parent
 WORKERS, ROWS, PARTS, LENGTH = 2, 1, 6, 512
@@ -178,9 +177,8 @@ class Mixture:
 
 def local_gradients(state: State, functions: Functions, batch: Batch, size: Size) -> float:
     """The loss of these rows; their gradients are added to the state's."""
-    working = {name: tensor.to(WORKING) for name, tensor in state.weights.items()}
     given = batch.given.to(WORKING)
-    loss = model.forward_loss(functions, working, batch.rows, size, given, batch.shares)
+    loss = model.forward_loss(functions, state.working(), batch.rows, size, given, batch.shares)
     loss.backward()
     lost: float = loss.item()
     return lost
@@ -199,27 +197,16 @@ def learning_rate(step: int, progress: float) -> float:
 
 def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """A few rows of each held-out text, for the curve."""
-    texts = {"scripture": (HERE / "eval.txt").read_text(encoding="utf-8")}
-    documents = [d for d in prose.load(work) if d.held_out]
-    texts["prose"] = "\n".join(d.text for d in documents if d.source in ("endless-sky", "wesnoth"))[:40_000]
+    verses, modern = prose.held_out_texts(work)
     teller = stories.Storyteller(random.Random(-1))
-    texts["stories"] = "\n\n".join(teller.story().text for _ in range(20))
-    made = {}
-    for name, text in texts.items():
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        rows = [[data.BOS, *ids[i : i + LENGTH]] for i in range(0, min(len(ids), 8 * LENGTH) - LENGTH, LENGTH)]
-        made[name] = torch.tensor(rows)
-    return made
+    texts = {"scripture": verses, "prose": modern, "stories": "\n\n".join(teller.story().text for _ in range(20))}
+    streams = {name: tokenizer.encode(text, add_special_tokens=False).ids for name, text in texts.items()}
+    return {name: torch.tensor(data.rows_of(ids, LENGTH, 8 * LENGTH)) for name, ids in streams.items()}
 
 
-def curve_point(state: State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, object]:
-    """The perplexity of the averaged weights for every size and text.
-
-    Gradients are computed as in training, so that nothing is compiled again.
-    """
-    averaged = {name: tensor.clone().requires_grad_() for name, tensor in state.averaged.items()}
-    working = {name: tensor.to(WORKING) for name, tensor in averaged.items()}
-    point: dict[str, object] = {"seconds": round(state.elapsed), "step": state.step, "tokens": state.tokens}
+def perplexities(state: State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, float]:
+    """The perplexity of the averaged weights for every size and text."""
+    working, found = state.working_average(), dict[str, float]()
     for text, ids in rows.items():
         for size in SIZES:
             losses = [
@@ -229,8 +216,8 @@ def curve_point(state: State, functions: Functions, rows: dict[str, Tensor]) -> 
                 ).item()
                 for part in ids.split(ROWS) if len(part) == ROWS
             ]  # fmt: skip
-            point[f"{text} {size.name}"] = round(math.exp(sum(losses) / len(losses)), 3)
-    return point
+            found[f"{text} {size.name}"] = round(math.exp(sum(losses) / len(losses)), 3)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,13 +256,6 @@ class Run:
         state.step, state.tokens = state.step + 1, state.tokens + PARTS * ROWS * LENGTH
         return size.name, loss
 
-    def add_to_curve(self, rows: dict[str, Tensor]) -> None:
-        points = self.work / "points"
-        points.mkdir(exist_ok=True)
-        torch.save({"averaged": self.state.averaged}, points / f"{self.state.step:05}.pt")
-        with (self.work / "curve.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(curve_point(self.state, self.functions, rows)) + "\n")
-
     def train(self, taken: Synchronized[int], rows: dict[str, Tensor] | None) -> None:
         """Train until the time is over; the worker that has rows for the curve reports and saves."""
         state, losses = self.state, dict[str, float]()
@@ -295,7 +275,7 @@ class Run:
                 state.save()
                 saved = time.monotonic()
             if rows is not None and (over or state.elapsed - seen > CURVE_SECONDS):
-                self.add_to_curve(rows)
+                add_to_curve(self.work, state, perplexities(state, self.functions, rows))
                 seen = state.elapsed
 
 

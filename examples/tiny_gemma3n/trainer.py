@@ -6,6 +6,8 @@ parts, of which the workers take one after the other, so that none waits long fo
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
@@ -99,10 +101,32 @@ class State:
         torch.save(state, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").rename(self.path)
 
+    def working(self) -> Weights:
+        """The weights in WORKING; their gradients flow back to the state's."""
+        return in_working_type(self.weights)
+
+    def working_average(self) -> Weights:
+        """The averaged weights in WORKING; they ask for gradients, so that what was compiled for training serves."""
+        return in_working_type({name: tensor.clone().requires_grad_() for name, tensor in self.averaged.items()})
+
     @torch.no_grad()
     def average(self) -> None:
         for name, tensor in self.weights.items():
             self.averaged[name].lerp_(tensor, 1.0 - min(EMA, self.step / (self.step + 10)))
+
+
+def in_working_type(weights: Weights) -> Weights:
+    return {name: tensor.to(WORKING) for name, tensor in weights.items()}
+
+
+def add_to_curve(work: Path, state: State, perplexities: Mapping[str, float]) -> None:
+    """Append a point to WORK/curve.jsonl, and save the averaged weights in WORK/points."""
+    points = work / "points"
+    points.mkdir(exist_ok=True)
+    torch.save({"averaged": state.averaged}, points / f"{state.step:05}.pt")
+    point = {"seconds": round(state.elapsed), "step": state.step, "tokens": state.tokens, **perplexities}
+    with (work / "curve.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(point) + "\n")
 
 
 def take_parts(taken: Synchronized[int], limit: int) -> bool:

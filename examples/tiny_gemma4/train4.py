@@ -11,7 +11,6 @@ held-out perplexities are appended to WORK/curve.jsonl, and the averaged weights
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing
-from trainer import WORKING, State, exchange_parts, take_parts
+from trainer import State, add_to_curve, exchange_parts, take_parts
 from transformers import AutoModelForCausalLM, Gemma4TextConfig
 
 HERE = Path(__file__).parent
@@ -98,8 +97,7 @@ class Mixture:
 
 def local_gradients(state: State, functions: Functions, rows: Tensor, shares: Tensor) -> float:
     """The loss of these rows; their gradients are added to the state's."""
-    working = {name: tensor.to(WORKING) for name, tensor in state.weights.items()}
-    loss = model4.forward_loss(functions, working, rows, shares)
+    loss = model4.forward_loss(functions, state.working(), rows, shares)
     loss.backward()
     lost: float = loss.item()
     return lost
@@ -114,36 +112,22 @@ def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """A few rows of each held-out text, for the curve; stories and chats are new draws."""
     rng = random.Random(-1)
     chats, teller = Chats(rng, [d.text.split("\n")[0] for d in prose.load(work) if d.held_out]), Storyteller(rng)
-    documents = [d.text for d in prose.load(work) if d.held_out and d.source in ("endless-sky", "wesnoth")]
-    texts = {
-        "verses": (GEMMA_3N / "eval.txt").read_text(encoding="utf-8"),
-        "prose": "\n".join(documents)[:40_000],
-        "stories": "\n\n".join(teller.story().text for _ in range(20)),
-    }
+    verses, modern = prose.held_out_texts(work)
+    texts = {"verses": verses, "prose": modern, "stories": "\n\n".join(teller.story().text for _ in range(20))}
     streams = {name: tokenizer.encode(text, add_special_tokens=False).ids for name, text in texts.items()}
     streams["chats"] = [i for _ in range(30) for i in chats.encode(chats.render(chats.turns()))]
-    made = {}
-    for name, ids in streams.items():
-        made[name] = torch.tensor(
-            [[data.BOS, *ids[i : i + LENGTH]] for i in range(0, min(len(ids), 6 * LENGTH + 1) - LENGTH, LENGTH)]
-        )
-    return made
+    return {name: torch.tensor(data.rows_of(ids, LENGTH, 6 * LENGTH + 1)) for name, ids in streams.items()}
 
 
-def curve_point(state: State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, float]:
-    """The perplexity of the averaged weights on each text.
-
-    Gradients are computed as in training, so that nothing is compiled again.
-    """
-    averaged = {name: tensor.clone().requires_grad_() for name, tensor in state.averaged.items()}
-    working = {name: tensor.to(WORKING) for name, tensor in averaged.items()}
-    point: dict[str, float] = {"seconds": round(state.elapsed), "step": state.step, "tokens": state.tokens}
+def perplexities(state: State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, float]:
+    """The perplexity of the averaged weights on each text."""
+    working, found = state.working_average(), dict[str, float]()
     for text, ids in rows.items():
         losses = [
             model4.forward_loss(functions, working, row[None], torch.ones(1, LENGTH)).item() for row in ids.unbind()
         ]
-        point[text] = round(math.exp(sum(losses) / len(losses)), 3)
-    return point
+        found[text] = round(math.exp(sum(losses) / len(losses)), 3)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +152,6 @@ class Run:
         state.step, state.tokens = state.step + 1, state.tokens + PARTS * LENGTH
         return loss
 
-    def add_to_curve(self, rows: dict[str, Tensor]) -> None:
-        points = self.work / "points"
-        points.mkdir(exist_ok=True)
-        torch.save({"averaged": self.state.averaged}, points / f"{self.state.step:05}.pt")
-        with (self.work / "curve.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(curve_point(self.state, self.functions, rows)) + "\n")
-
     def train(self, taken: Synchronized[int], rows: dict[str, Tensor] | None) -> None:
         """Train until all tokens are trained; the worker that has rows for the curve reports and saves."""
         state, first_step, mean = self.state, self.state.step, 0.0
@@ -192,7 +169,7 @@ class Run:
                 state.save()
                 saved = time.monotonic()
             if rows is not None and (over or state.step % CURVE_STEPS == 0):
-                self.add_to_curve(rows)
+                add_to_curve(self.work, state, perplexities(state, self.functions, rows))
 
 
 def work_alone(rank: int, work: Path, start: Weights, tokens: int, seed: int, taken: Synchronized[int]) -> None:
@@ -212,7 +189,7 @@ def work_alone(rank: int, work: Path, start: Weights, tokens: int, seed: int, ta
         distributed.barrier()
     rows = held_out_rows(work, tokenizer) if rank == 0 else None
     if rows is not None and state.step == 0:
-        run.add_to_curve(rows)
+        add_to_curve(work, state, perplexities(state, run.functions, rows))
     run.train(taken, rows)
     distributed.destroy_process_group()
 

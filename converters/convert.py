@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,30 +114,24 @@ def convert(
     if request.calibration is None and request.mix is not None:
         raise UsageError("mix of types", found="no calibration", wanted="one: it measures what each type costs")
     check_recipe_names(request, families)
-    if isinstance(request.drafter, AssistantChoice):
-        with closing(open_chosen(request.drafter, families, progress=download_progress)) as assistant:
-            return convert(
-                replace(request, drafter=assistant),
-                families=families,
-                gate=gate,
-                accept=accept,
-                progress=progress,
-                calibration_progress=calibration_progress,
-                download_progress=download_progress,
+    with ExitStack() as opened:
+        if isinstance(request.drafter, AssistantChoice):
+            drafter = opened.enter_context(closing(open_chosen(request.drafter, families, progress=download_progress)))
+            request = replace(request, drafter=drafter)
+        checkpoint = request.checkpoint
+        if isinstance(checkpoint, (Path, str)):
+            # A checkpoint on the Hub is judged twice: by its headers, and downloaded.
+            opened.enter_context(each_warning_once("converters"))
+            judge = partial(_prepare, request)
+            checkpoint = opened.enter_context(
+                open_checkpoint(checkpoint, families, request.adapters, judge=judge, progress=download_progress)
             )
-    if not isinstance(request.checkpoint, (Path, str)):
-        if request.adapters:
+        elif request.adapters:
             raise UsageError(
                 "adapters",
                 found="adapters for a checkpoint that is already open",
                 wanted="an open_checkpoint call that includes them",
             )
-        return _convert(request, request.checkpoint, gate, accept, extend, progress, calibration_progress)
-    source, adapters, judge = request.checkpoint, request.adapters, partial(_prepare, request)
-    with (
-        each_warning_once("converters"),  # a checkpoint on the Hub is judged twice: by its headers, and downloaded
-        open_checkpoint(source, families, adapters, judge=judge, progress=download_progress) as checkpoint,
-    ):
         return _convert(request, checkpoint, gate, accept, extend, progress, calibration_progress)
 
 

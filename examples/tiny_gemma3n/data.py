@@ -7,6 +7,7 @@ domain). `python data.py WORK` downloads them with apt-get and writes WORK/verse
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import re
@@ -14,7 +15,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,16 +110,27 @@ def read_modern(root: Path) -> list[Chapter]:
     return chapters
 
 
+def cached(path: Path, make: Callable[[], object]) -> str:
+    """The text of a JSON file, which is made if there is none: once, though several processes ask for it at a time."""
+    if not path.exists():
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                made = json.dumps(make(), ensure_ascii=False, separators=(",", ":"))
+                path.with_suffix(".tmp").write_text(made, encoding="utf-8")
+                path.with_suffix(".tmp").rename(path)
+    return path.read_text(encoding="utf-8")
+
+
 def load_chapters(work: Path) -> list[Chapter]:
     """All chapters of both translations, in order; cached in WORK/verses.json."""
-    path = work / "verses.json"
-    if not path.exists():
+
+    def rows() -> list[list[object]]:
         root = fetch(work)
-        chapters = read_king_james(root) + read_modern(root)
-        rows = [[c.style, c.book, c.number, c.verses] for c in chapters]
-        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return [Chapter(style, book, number, tuple(verses)) for style, book, number, verses in rows]
+        return [[c.style, c.book, c.number, c.verses] for c in read_king_james(root) + read_modern(root)]
+
+    found = json.loads(cached(work / "verses.json", rows))
+    return [Chapter(style, book, number, tuple(verses)) for style, book, number, verses in found]
 
 
 def train_tokenizer(chapters: list[Chapter]) -> dict[str, object]:
@@ -175,11 +187,7 @@ def train_tokenizer(chapters: list[Chapter]) -> dict[str, object]:
 
 
 def load_tokenizer(work: Path) -> Tokenizer:
-    path = work / "tokenizer.json"
-    if not path.exists():
-        document = train_tokenizer(load_chapters(work))
-        path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-    return Tokenizer.from_file(str(path))
+    return Tokenizer.from_str(cached(work / "tokenizer.json", lambda: train_tokenizer(load_chapters(work))))
 
 
 def document(chapter: Chapter) -> str:

@@ -266,6 +266,7 @@ def build(path: Path, count: int, seed: int, make: Callable[..., Arrays], *rest:
     """Write `count` items, which all processors make in parts, unless the file exists."""
     if path.exists():
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     size = 250
     parts = [(seed + n, min(size, count - n * size)) for n in range(math.ceil(count / size))]
     with ProcessPoolExecutor() as pool:

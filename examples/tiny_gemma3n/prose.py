@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+import data
+
 CAMPAIGNS = "did dm dw ei httt l low nr sof sota sotbe thot trow tsg ttb utbs".split()  # noqa: SIM905
 PACKAGES = (
     "endless-sky-data=0.9.8-1.2", "dict-wn=1:3.0-37", "gnome-user-docs=43.0-2", "r-cran-janeaustenr=1.0.0-1",
@@ -168,15 +170,15 @@ def wordnet(root: Path, common: Callable[[str], bool]) -> Iterator[Document]:
 
 def load(work: Path) -> list[Document]:
     """All documents; cached in WORK/prose.json."""
-    path = work / "prose.json"
-    if not path.exists():
+
+    def rows() -> list[list[str]]:
         root = fetch(work)
         documents = [*endless_sky(root), *wesnoth(root), *gnome_help(root), *austen(root), *sqlite(root)]
         counts = Counter(word for d in documents for word in re.findall(r"[a-z]+", d.text.lower()))
         documents += wordnet(root, lambda word: counts[word] >= COMMON and len(word) > 2)
-        rows = [[d.source, d.key, d.text] for d in documents]
-        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return [Document(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        return [[d.source, d.key, d.text] for d in documents]
+
+    return [Document(*row) for row in json.loads(data.cached(work / "prose.json", rows))]
 
 
 def held_out_texts(work: Path) -> tuple[str, str]:

@@ -75,7 +75,8 @@ class State:
     def __init__(self, path: Path, weights: Weights) -> None:
         """`weights`: the weights to start from, in float32, if there is no state at `path` yet."""
         self.path, self.elapsed, self.step, self.tokens = path, 0.0, 0, 0
-        self.weights = weights
+        # A copy of this process: weights that come from another process are in memory that all workers share.
+        self.weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
         self.averaged = {name: tensor.clone() for name, tensor in self.weights.items()}
         self.optimizer = Optimizer(self.weights)
         if path.exists():

@@ -11,7 +11,7 @@ from typing import cast
 
 from converters.assistant import AssistantChoice, assistant_for_export
 from converters.calibration.media import CalibrationMedia, counted, read_calibration_media, require_locked
-from converters.calibration.text import CalibrationText, locked_calibration_text
+from converters.calibration.text import CalibrationText, calibration_output, locked_calibration_text
 from converters.convert import convert
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Family
@@ -81,6 +81,9 @@ def rebuild(
     if lock.calibration is None and calibration is not None:
         raise UsageError("calibration", file=source, found="a lock without calibration", remedy="leave out the text")
     text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
+    if text is not None and lock.export is None:
+        read = (source, Path(checkpoint), *(() if calibration is None else (calibration,)))
+        calibration_output(rebuilt_output(source, output, read, force=force)).require()
     media = _locked_media(lock, source, calibration_media)
     chosen = _assistants(lock, source, assistants)
     work = _Work(

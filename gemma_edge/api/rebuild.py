@@ -58,7 +58,8 @@ def rebuild(
     """
     choices = adapter_choices(adapters)
     drafters = (drafter,) if isinstance(drafter, (Path, str)) else tuple(drafter)
-    inputs = (Path(lock), Path(checkpoint), *(Path(choice.source) for choice in choices), *map(Path, drafters))
+    read = (lock, checkpoint, calibrate, calibration_media, *(choice.source for choice in choices), *drafters)
+    inputs = [Path(path) for path in read if path is not None]
     target = rebuilt_output(Path(lock), Path(output), inputs, force=force)
     target.require()
     ENVIRONMENT.require(target)

@@ -192,6 +192,18 @@ def test_a_file_that_is_not_ours_is_not_replaced(checkpoint: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_rebuild_asks_for_the_place_of_its_text_before_it_works(
+    bundle: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    page, again = tmp_path / "page.txt", tmp_path / "again"
+    page.write_text(TEXT.text, encoding="utf-8")
+    calibration_file(again).write_text("mine")
+    with pytest.raises(UsageError, match="something other than a calibration text"):
+        rebuild(bundle, checkpoint, again, calibration=page, families=FAMILIES)
+    assert not again.exists() and calibration_file(again).read_text() == "mine"
+
+
+@pytest.mark.slow
 def test_a_model_writes_its_own_text_which_an_interrupted_run_keeps(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paths import FIXTURES
+from PIL import Image
 
 import gemma_edge
 from toolkit.report.plots import StackedBars, plot_output, write_plot
@@ -44,6 +45,11 @@ def prepare(folder: Path, checkpoint: Path, bundle: Path) -> Path:
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     (folder / "program").write_text("#!/bin/sh\n")
+    (folder / "text").write_text("A text to calibrate with. " * 40)
+    (folder / "media").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "media" / "picture.png")
+    (folder / "drafter").mkdir()
+    (folder / "drafter" / "config.json").write_text("{}")
     return folder
 
 

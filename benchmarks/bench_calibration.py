@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 search = found if how == "search" else search
                 made = figures(found, search, seconds, output)
                 model = model_record(output, "tiny Gemma 3n", quantization=recipe)
-                conditions = {"recipe": recipe, "weights": how}
+                conditions = {"recipe": recipe, "weights": how, "tokens": str(options.tokens)}
                 recorder.append(options.output, Measured(model, TESTS, [made], conditions, threads=2))
                 rows.append(
                     [

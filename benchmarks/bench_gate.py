@@ -25,6 +25,7 @@ from converters.families import open_checkpoint
 from converters.gate import judge
 from converters.huggingface.prompt_files import PromptFiles, read_prompt_files
 from converters.verify import SHORT_TOKENS
+from toolkit.base.files import hash_file
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.report.tables import markdown
@@ -76,6 +77,13 @@ def _cpu_seconds() -> float:
     """The processor seconds of this process and of those that it has waited for."""
     found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in found)
+
+
+def conditions(gate: str, tokens: int, tokenizer: Path | None) -> dict[str, str]:
+    """What sets a comparison's record apart: how many predictions, or whose tokenizer (its contents, not its name)."""
+    if gate == "weights":
+        return {"tokens": str(tokens)}
+    return {"tokenizer": "checkpoint's" if tokenizer is None else hash_file(tokenizer).sha256[:12]}
 
 
 def measured(outcome: Outcome, bundle: Path, name: str, conditions: Mapping[str, str]) -> Measured:
@@ -130,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             step = [gate, options.bundle, options.checkpoint, details[gate]]
             usage, (seconds, cpu_seconds, load_seconds) = run_step("bench_gate", step, Path(scratch) / "log.txt")
             outcomes.append(Outcome(gate, seconds, cpu_seconds, load_seconds, usage))
-            conditions = {"tokens": str(options.tokens)} if gate == "weights" else {}
-            recorder.append(options.output, measured(outcomes[-1], options.bundle, options.bundle.name, conditions))
+            named = conditions(gate, options.tokens, options.tokenizer)
+            recorder.append(options.output, measured(outcomes[-1], options.bundle, options.bundle.name, named))
     print(f"{this_device()}\nload average before: {recorder.load_before:.2f}\n\n{table(outcomes)}")
 
 

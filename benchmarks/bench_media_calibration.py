@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 made: Figures = {"convert_s": time.perf_counter() - started, "output_bytes": towers_bytes(output)}
                 made = {**made, **judge.errors(output), **judge.answers(output)}
                 model = model_record(output, "tiny Gemma 3n", quantization=dtype)
-                conditions = {"towers": dtype, "weights": how, "media": str(options.calibrate)}
+                conditions = {"towers": dtype, "weights": how}
+                conditions |= {"media": str(options.calibrate), "judged": str(options.count)}
                 recorder.append(options.output, Measured(model, TESTS, [made], conditions, threads=2))
                 rows.append([f"{dtype}: {how}", f"{made['output_bytes'] / 1e6:.2f}", *cells(made)])
                 print(*rows[-1], sep=" | ", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -214,7 +215,7 @@ def _check_sampling(arguments: argparse.Namespace) -> None:
 def _is_not_arranged(decoder: ModelFile, settings: SessionSettings) -> bool:
     """Whether the backend will rearrange the weights now, and keep them."""
     kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
-    return kept is not None and not kept.exists()
+    return kept is not None and not os.path.exists(kept)
 
 
 def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ def require_judged(path: Path, wanted: Mapping[str, SignatureShape], *, memory: 
         raise BundleError(error.place, file=path, found=error.found, wanted=error.wanted, remedy=_REMEDY) from error
     folder = default_directory() / "judged" if memory is None else memory
     passed = folder / _key(header, wanted)
-    if passed.exists():
+    if os.path.exists(passed):  # unlike Path.exists, False below a directory that may not be searched
         return
     faults = graph_faults(path, wanted, header)
     if faults:

@@ -7,9 +7,12 @@ import mmap
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -20,6 +23,7 @@ PLE_GROUP = "per_layer_embedding"
 
 _DELETED = " (deleted)"  # what the kernel appends to the path of a deleted file
 _RESET_PEAK = "5"  # to /proc/PID/clear_refs: VmHWM starts again at VmRSS (proc_pid_clear_refs(5))
+_one_mapper = threading.RLock()
 _UNKNOWN = ProcessStatus(None, None, None, None, None, None)
 
 
@@ -98,18 +102,35 @@ def _mincore(fd: int, size: int) -> int:
 
 
 class FilePages:
-    """Gives the kernel advice about a file's pages that this process has mapped, through any library."""
+    """Gives the kernel advice about a file's pages that were mapped within `with`, through any library.
+
+    Only those: another owner of a mapping of the same file may end it at any time, and what is mapped in its place then
+    would lose its content. Use as `with FilePages(path) as pages:` around the call that maps the file. Without /proc or
+    glibc the methods do nothing, which only costs memory.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Finds the file's current mappings. Without /proc or glibc the methods do nothing, which only costs memory."""
+        self._path = os.path.realpath(path)
         self._spans: list[tuple[int, int]] = []
+        self._before: set[tuple[int, int]] = set()
+
+    def __enter__(self) -> FilePages:
+        # One at a time: of two that map one file at once, neither could tell which mapping is whose.
+        _one_mapper.acquire()
         try:
-            self._libc = ctypes.CDLL(None)
-            # Not smaps: counting the pages of all mappings takes a fifth of the time of loading a small model. Shared
-            # mappings only: the pages of a private one may have been written, and their content would be lost.
-            self._spans = parse_shared_maps(_text("maps", None)).get(os.path.realpath(path), [])
-        except OSError:
-            return
+            self._before = set(_shared_spans(self._path))
+        except BaseException:
+            _one_mapper.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._spans = [span for span in _shared_spans(self._path) if span not in self._before]
+        finally:
+            _one_mapper.release()
 
     def expect_random_reads(self) -> None:
         """Advise to read only pages that are used: otherwise the kernel reads megabytes around each row of a table."""
@@ -120,8 +141,28 @@ class FilePages:
         self._advise(mmap.MADV_DONTNEED)
 
     def _advise(self, advice: int) -> None:
+        if not self._spans:
+            return
+        libc = _libc()
         for begin, end in self._spans:
-            self._libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(advice))
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(advice))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _shared_spans(path: str) -> list[tuple[int, int]]:
+    """The addresses at which this process maps a file to share it; none where the system does not tell.
+
+    Not smaps: counting the pages of all mappings takes a fifth of the time of loading a small model. Shared mappings
+    only: the pages of a private one may have been written, and their content would be lost.
+    """
+    try:
+        return parse_shared_maps(_text("maps", None)).get(path, [])
+    except OSError:
+        return []
 
 
 def peak_rss_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -101,9 +102,10 @@ class Session:
         # Closed when Python ends, at the latest: a backend that is destroyed later may write to stderr.
         self._close = weakref.finalize(self, _close, self._runtime, self.ple)
         try:
-            self._decoder = self._runtime.open(files[TEXT_DECODER], "large")
-            self._embedder = self._runtime.open(files[EMBEDDER], "table")
-            self._embedding_table = FilePages(files[EMBEDDER].path)
+            with FilePages(files[TEXT_DECODER].path) as decoder_pages:
+                self._decoder = self._runtime.open(files[TEXT_DECODER], "large")
+            with FilePages(files[EMBEDDER].path) as self._embedding_table:
+                self._embedder = self._runtime.open(files[EMBEDDER], "table")
             self._embedding_table.expect_random_reads()
             drafter = bundle.manifest.drafter
             # A published drafter sees one key more than the model's window has.
@@ -113,7 +115,7 @@ class Session:
             self._latest = False, 1
             # The backend has a rearranged copy of the weights: the model file's own pages would only take memory.
             # This comes last, because LiteRT reads small constants when it prepares a signature.
-            FilePages(files[TEXT_DECODER].path).release()
+            decoder_pages.release()
             release_freed_memory()
         except BaseException:
             self.close()
@@ -165,7 +167,7 @@ class Session:
             groups[name] = [self.bundle.path / file for file in group.files]
             large = [self.bundle.described_file(file) for file in group.files if file in LARGE]
             kept = [self._backend.kept_file(file, self.backend_options) for file in large]
-            groups[name] += [path for path in kept if path is not None and path.exists()]
+            groups[name] += [path for path in kept if path is not None and os.path.exists(path)]
         return read_memory(groups)
 
     def use(self, size: str) -> None:

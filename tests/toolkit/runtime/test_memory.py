@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from toolkit.base.procfs import parse_shared_maps
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.memory import PLE_GROUP, FilePages, Memory, StagePeaks, page_cache_bytes, read_memory
 from toolkit.runtime.session import Session, SessionSettings
 
 MIB = 1 << 20
+LIBC = ctypes.CDLL(None)
+LIBC.mmap.restype = ctypes.c_void_p
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
 
@@ -96,21 +102,98 @@ def test_a_session_says_what_its_groups_hold(random_bundle: Path, tmp_path: Path
     assert 0 < effective(memory) <= resident(memory)
 
 
+def test_a_cache_that_cannot_be_looked_into_is_like_none(
+    random_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Like a directory that may not be searched, but for root too.
+    folder = tmp_path / ("long" * 100)
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(folder))
+    with Session(Bundle(random_bundle), SessionSettings(threads=1)) as session:
+        assert set(session.memory().groups) == set(session.bundle.manifest.groups)
+
+
 def test_pages_of_a_file_that_nobody_needs_are_given_back_and_come_again(tmp_path: Path) -> None:
     path = file_of(tmp_path / "read once", 4 * MIB)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with open(path, "rb") as file:
+        with FilePages(path) as pages:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         before = bytes(mapped)
-        FilePages(path).release()
+        pages.release()
         assert read_memory({"text": [path]}).groups["text"].resident_bytes == 0
         assert bytes(mapped) == before
+        mapped.close()
 
 
 def test_pages_that_were_written_are_kept(tmp_path: Path) -> None:
     path = file_of(tmp_path / "private", 4 * MIB)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+    with open(path, "rb") as file:
+        with FilePages(path) as pages:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         mapped[:4] = b"mine"
-        FilePages(path).release()
+        pages.release()
         assert mapped[:4] == b"mine"
+        mapped.close()
+
+
+def test_pages_of_a_mapping_that_somebody_else_made_are_left_alone(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "read by two", 4 * MIB)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as theirs:
+        with FilePages(path) as pages:
+            ours = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        assert bytes(theirs) == bytes(ours)
+        pages.release()
+        assert read_memory({"text": [path]}).groups["text"].resident_bytes == 4 * MIB
+        ours.close()
+
+
+def test_two_threads_that_map_one_file_at_once_each_get_their_own_pages(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "opened twice", MIB)
+    start, found = threading.Barrier(2), list[list[tuple[int, int]]]()
+
+    def use() -> None:
+        with open(path, "rb") as file:
+            start.wait()
+            with FilePages(path) as pages:
+                time.sleep(0.01)
+                kept.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                time.sleep(0.01)
+            found.append(pages._spans)
+
+    kept: list[mmap.mmap] = []
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    one, other = found
+    assert len(one) == len(other) == 1 and one != other
+
+
+def test_what_is_mapped_in_the_place_of_another_session_keeps_its_content(random_bundle: Path) -> None:
+    settings = SessionSettings(threads=1, weight_cache="memory")
+    embedder = str((random_bundle / "embedder.tflite").resolve())
+    first = Session(Bundle(random_bundle), settings)
+    (begin, end), *_ = parse_shared_maps(Path("/proc/self/maps").read_text())[embedder]
+    with Session(Bundle(random_bundle), settings) as second:
+        first.close()
+        pages = [at for at in map(page_at, range(begin, end, mmap.PAGESIZE)) if at is not None]
+        assert pages, "something else took all of the first session's addresses"
+        second.feed([2, 5])
+        assert all(ctypes.string_at(at, 4) == b"mine" for at in pages)
+        for at in pages:
+            assert LIBC.munmap(ctypes.c_void_p(at), ctypes.c_size_t(mmap.PAGESIZE)) == 0
+
+
+def page_at(address: int) -> int | None:
+    """A page of memory at this address, which is returned; None if something is there."""
+    fixed_if_free = 0x100000  # MAP_FIXED_NOREPLACE, which Python's mmap lacks
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed_if_free
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    wanted, size = ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE)
+    if LIBC.mmap(wanted, size, access, flags, -1, ctypes.c_long(0)) != address:
+        return None
+    ctypes.memmove(address, b"mine", 4)
+    return address
 
 
 def test_a_session_keeps_no_pages_of_the_weights_that_it_rearranged(random_bundle: Path, tmp_path: Path) -> None:

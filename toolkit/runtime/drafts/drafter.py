@@ -39,9 +39,10 @@ class Embeddings:
     def of_bundle(cls, bundle: Bundle, runtime: Runtime, width: int | None = None) -> Embeddings:
         """Open the embedder of a bundle."""
         file = bundle.model_file(EMBEDDER)
-        found = cls(runtime.open(file, "table"), bundle.manifest.text, width)
-        FilePages(file.path).expect_random_reads()
-        return found
+        with FilePages(file.path) as pages:
+            model = runtime.open(file, "table")
+        pages.expect_random_reads()
+        return cls(model, bundle.manifest.text, width)
 
     def __call__(self, ids: I64) -> F32:
         """The embeddings f32[n, hidden] of ids i64[n]."""

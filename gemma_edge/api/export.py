@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from converters.assistant import assistant_for_export
@@ -12,14 +12,14 @@ from toolkit.base.activations import Activations
 from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
+from toolkit.base.json_types import Misfit, reader_of
 from toolkit.base.outputs import Output
 from toolkit.base.signatures import read_signer
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.bundle.manifest_values import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from toolkit.drafting.make import FIT, Drafting, StageProgress, drafter_for_export
-from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
+from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm, exported_groups
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType
 from toolkit.runtime.sampling import choose_sampling
 from toolkit.runtime.session import SessionSettings
@@ -92,12 +92,16 @@ def export(
     chosen = None if groups is None else tuple(groups)
     sampling = _sampling(Path(bundle), temperature, top_k, top_p)
     options = ExportOptions(size, chosen, model_type, activations, target, signer, force, sampling)
+    # Before the minutes that a drafter takes.
+    present = exported_groups(Path(bundle), size, chosen, drafter=True) if drafter is not None else ()
     with tempfile.TemporaryDirectory(prefix="gemma-edge-drafter-") as scratch:
         if drafter == FIT:
             settings = DrafterSettings(drafter_tokens)
             how = Drafting(session, drafter_progress)
             fitted = drafter_for_export(Path(bundle), Path(scratch), settings, size=size, how=how)
-            options = replace(options, drafter=fitted)
+            # If it would not pay, the file has none: the bundle's own was to be replaced.
+            without = tuple(name for name in present if name != "drafter")
+            options = replace(options, groups=without) if fitted is None else replace(options, drafter=fitted)
         elif drafter is not None:
             options = replace(options, drafter=assistant_for_export(Path(bundle), drafter, Path(scratch)))
         result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
@@ -113,9 +117,12 @@ def _sampling(bundle: Path, temperature: float | None, top_k: int | None, top_p:
     chosen = choose_sampling(
         stated, usual_temperature=1.0, temperature=temperature, top_k=top_k, top_p=top_p, seed=0
     )  # fmt: skip
-    if chosen.temperature == 0:
-        return replace(MOST_LIKELY, repeat_penalty=chosen.repeat_penalty)
-    if not LEAST_TEMPERATURE <= chosen.temperature <= MOST_TEMPERATURE:
-        wanted = f"0, or {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
-        raise UsageError("temperature", found=chosen.temperature, wanted=wanted)
-    return SamplingRecord(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p, chosen.repeat_penalty)
+    record = SamplingRecord(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p, chosen.repeat_penalty)
+    greedy = chosen.temperature == 0
+    misfits: list[Misfit] = []
+    reader_of(SamplingRecord)(asdict(replace(record, temperature=1.0) if greedy else record), misfits)
+    if misfits:
+        name = str(misfits[0].path[0])
+        wanted = f"0, or {misfits[0].wanted}" if name == "temperature" else misfits[0].wanted
+        raise UsageError(name.replace("_", "-"), found=getattr(record, name), wanted=wanted)
+    return replace(MOST_LIKELY, repeat_penalty=chosen.repeat_penalty) if greedy else record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,14 +20,13 @@ from toolkit.bundle.manifest import (
     LOCK,
     TOWER_FILES,
     VISION_ENCODER,
-    Manifest,
     SamplingRecord,
 )
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.litertlm import schema, tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.export_parts import ExportParts
-from toolkit.litertlm.export_sections import metadata_section, text_sections, tower_sections
+from toolkit.litertlm.export_sections import metadata_section, text_sections, tower_sections, whole_sound
 from toolkit.litertlm.exported_drafter import ExportedDrafter
 from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.header import read_header as read_litertlm_header
@@ -109,7 +108,7 @@ def export_litertlm(
     output.require()
     manifest = read_manifest(source)
     size = manifest.default_size if options.size is None else options.size
-    groups = _groups(source, manifest, size, options)
+    groups = exported_groups(source, size, options.groups, drafter=options.drafter is not None)
     own_type = text_model_type(manifest.architecture)
     model_type: ModelType = options.model_type or ("generic_model" if {*groups} & {*TOWER_FILES} else own_type)
     if "audio" not in groups:
@@ -142,6 +141,37 @@ def export_litertlm(
     return ExportResult(output.path, total, size, groups, model_type)
 
 
+def exported_groups(
+    bundle: Path, size: str | None = None, groups: Sequence[str] | None = None, *, drafter: bool = False
+) -> tuple[str, ...]:
+    """The groups that an export has, text first, then the towers in the order of the format, and the drafter.
+
+    `size`: None for the default. `groups`: those that are wanted; None for all. `drafter`: one is given, in place of
+    the bundle's own. BundleError if the bundle lacks the size or a group, or has one that cannot be exported.
+    """
+    manifest = read_manifest(bundle)
+    size = manifest.default_size if size is None else size
+    manifest.size(size)
+    wanted = tuple(manifest.groups) if groups is None else tuple(groups)
+    for name in wanted:
+        if name not in manifest.groups and not (name == "drafter" and drafter):
+            remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
+            there = ", ".join(manifest.groups)
+            raise BundleError(file=bundle, found=f"no group {name}", wanted=f"one of {there}", remedy=remedy)
+    if "audio" in wanted:
+        assert manifest.audio is not None
+        whole_sound(bundle, manifest.audio)
+    own = manifest.drafter if "drafter" in wanted and not drafter else None
+    if own is not None and own.size != size:
+        found, remedy = f"fitted to size {own.size}, not {size}", "fit another with --drafter fit"
+        if groups is not None:
+            raise BundleError("group drafter", file=bundle, found=found, remedy=remedy)
+        _log.warning("the file has no drafter: the bundle's is %s; %s", found, remedy)
+        own = None
+    drafters = ("drafter",) if drafter or own is not None else ()
+    return ("text", *(name for name in TOWER_FILES if name in wanted), *drafters)
+
+
 def _stranger(path: Path) -> str | None:
     """Says what a file is if it is not a .litertlm that gemma-edge wrote; otherwise None."""
     try:
@@ -160,22 +190,3 @@ def _with_activations(section: Section, wanted: Activations | None) -> Section:
         return section
     float32 = {_FLOAT32_SECTIONS[name] for name in FLOAT32_FILES}
     return replace(section, activations=wanted or ("fp32" if section.model_type in float32 else None))
-
-
-def _groups(bundle: Path, manifest: Manifest, size: str, options: ExportOptions) -> tuple[str, ...]:
-    """The groups to export, text first, then the towers in the order of the format, and the drafter."""
-    wanted = tuple(manifest.groups) if options.groups is None else options.groups
-    for name in wanted:
-        if name not in manifest.groups and not (name == "drafter" and options.drafter is not None):
-            remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
-            there = ", ".join(manifest.groups)
-            raise BundleError(file=bundle, found=f"no group {name}", wanted=f"one of {there}", remedy=remedy)
-    drafter = manifest.drafter if "drafter" in wanted else None
-    if options.drafter is None and drafter is not None and drafter.size != size:
-        found, remedy = f"fitted to size {drafter.size}, not {size}", "fit another with --drafter fit"
-        if options.groups is not None:
-            raise BundleError("group drafter", file=bundle, found=found, remedy=remedy)
-        _log.warning("the file has no drafter: the bundle's is %s; %s", found, remedy)
-        drafter = None
-    drafters = ("drafter",) if drafter is not None or options.drafter is not None else ()
-    return ("text", *(name for name in TOWER_FILES if name in wanted), *drafters)

@@ -173,7 +173,7 @@ def tower_sections(parts: ExportParts, groups: Sequence[str], model_type: ModelT
         sections.append((schema.VISION_ADAPTER, parts.selected(VISION_ADAPTER, {"adapt": "adapt"})))
     if "audio" in groups:
         assert parts.manifest.audio is not None
-        frames = _whole_sound(parts.bundle, parts.manifest.audio)
+        frames = whole_sound(parts.bundle, parts.manifest.audio)
         # In Google's own files a sound gets only the soft tokens that it fills; in transformers it always gets all.
         change = always_true("mask") if model_type == "generic_model" else None
         encoder = parts.selected(AUDIO_ENCODER, {"encode": f"encode_{frames}"}, change)
@@ -184,7 +184,7 @@ def tower_sections(parts: ExportParts, groups: Sequence[str], model_type: ModelT
     return [Section(tables.TFLITE_MODEL, (part,), label) for label, part in sections]
 
 
-def _whole_sound(bundle: Path, audio: AudioRecord) -> int:
+def whole_sound(bundle: Path, audio: AudioRecord) -> int:
     """The mel frames of the encoder that fills all of a sound's soft tokens, the only one that the engine runs.
 
     BundleError if the bundle has no such encoder.

@@ -60,7 +60,14 @@ def test_sampling_is_the_checkpoints_or_what_is_given(
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"temperature": -1.0}, "temperature"), ({"temperature": 1e-6}, "0, or 0.001 to 1000"), ({"top_p": 0.0}, "top-p")],
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": 1e-6}, "temperature: found 1e-06, wanted 0, or a number from 0.001 to 1000"),
+        ({"top_p": 0.0}, "top-p"),
+        ({"top_p": 1e-7}, "top-p: found 1e-07, wanted a number from 1e-06 to 1"),
+        ({"top_k": 2**24 + 1}, "top-k: found 16777217, wanted an integer from 0 to 16777216"),
+        ({"top_k": 10**11, "temperature": 0.0}, "top-k: found 100000000000"),
+    ],
 )
 def test_impossible_sampling_is_refused_before_anything_is_written(
     bundle: Path, tmp_path: Path, options: dict[str, float], says: str

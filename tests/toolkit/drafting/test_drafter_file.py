@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gemma_edge
 from converters.convert import convert
 from converters.rebuild import rebuild
 from converters.request import ConvertRequest
@@ -218,6 +219,28 @@ def test_one_that_does_not_pay_is_left_out(
     settings = DrafterSettings(tokens=600, random_features=2)
     assert make_drafter(drafting_bundle, tmp_path, settings, how=Drafting(ONE_THREAD, least_accepted=4.0)) is None
     assert "no drafter: the model would accept" in caplog.text and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("groups", [None, ("text",), ("text", "drafter")])
+def test_an_export_whose_own_does_not_pay_has_none(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: tuple[str, ...] | None
+) -> None:
+    monkeypatch.setattr("gemma_edge.api.export.drafter_for_export", lambda *_, **__: None)
+    result = gemma_edge.export(fitted, tmp_path / "model.litertlm", groups=groups, drafter="fit")
+    assert result.groups == ("text",) and check_litertlm(result.path) == []
+
+
+def test_what_an_export_cannot_have_is_said_before_a_drafter_is_fitted(
+    drafting_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("it was fitted first")
+
+    monkeypatch.setattr("gemma_edge.api.export.drafter_for_export", too_late)
+    with pytest.raises(BundleError, match="no group vison"):
+        gemma_edge.export(drafting_bundle, tmp_path / "model.litertlm", groups=("text", "vison"), drafter="fit")
+    with pytest.raises(BundleError, match="found huge"):
+        gemma_edge.export(drafting_bundle, tmp_path / "model.litertlm", size="huge", drafter="fit")
 
 
 @pytest.mark.parametrize("fault", ["size", "acceptance", "files"])

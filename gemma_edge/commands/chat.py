@@ -13,6 +13,7 @@ from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.session import LIMITS as LIMITS
 from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
 from gemma_edge.saved_chats import read_chat, save_chat
+from gemma_edge.standard_input import read_line
 from gemma_edge.terminal import Terminal, one_line
 from gemma_edge.words.answers import cut_text, show_answer, speed_text
 from toolkit.base.errors import ToolkitError
@@ -159,13 +160,8 @@ class _Lines:
 def _reader(terminal: Terminal) -> Callable[[], str | None]:
     """Choose how to read the next message, or None at the end: in an editor on a terminal, else from standard input."""
     if not sys.stdin.isatty() or terminal.as_json:
-        return _read_line
+        return read_line
     from gemma_edge.line_editor import LineEditor
 
     terminal.note("Type /help for a list of commands.")
     return LineEditor(_COMMANDS).read
-
-
-def _read_line() -> str | None:
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from gemma_edge.api.model import Model
 from gemma_edge.options.media import add_media_arguments
 from gemma_edge.options.session import LIMITS as LIMITS
 from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
+from gemma_edge.standard_input import read_all
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.answers import cut_text, memory_text, ple_text, show_answer, speed_text
 from toolkit.base.errors import UsageError
@@ -94,15 +94,9 @@ def _prompt(arguments: argparse.Namespace) -> str:
         raise UsageError("prompt", found=found, wanted="one, as TEXT, with -p or with -f")
     if arguments.file is not None:
         return read_bounded_text(arguments.file, UsageError, MAX_PROMPT_CHARACTERS)
-    return _standard_input() if texts[0] == "-" else require_unicode(texts[0], "prompt")
-
-
-def _standard_input() -> str:
-    try:
-        text = sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UsageError("standard input", found=f"not UTF-8 text ({error})") from error
-    return require_unicode(text, "standard input").removesuffix("\n")
+    if texts[0] == "-":
+        return require_unicode(read_all(), "standard input").removesuffix("\n")
+    return require_unicode(texts[0], "prompt")
 
 
 def _as_json(

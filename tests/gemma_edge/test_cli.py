@@ -62,11 +62,12 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs the command in this process; `stdin` is what it reads."""
+    """Runs the command in this process; `stdin` is what it reads: bytes are decoded strictly."""
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "weight-cache"))
 
-    def run(*arguments: object, stdin: str = "") -> Outcome:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    def run(*arguments: object, stdin: str | bytes = "") -> Outcome:
+        text = io.StringIO(stdin) if isinstance(stdin, str) else io.TextIOWrapper(io.BytesIO(stdin), "utf-8", "strict")
+        monkeypatch.setattr(sys, "stdin", text)
         code = cli.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
@@ -228,8 +229,9 @@ def test_other_systems_files_get_a_way_on(
 
 def test_a_prompt_of_bytes_that_are_no_text_is_refused(command: Command, random_bundle: Path) -> None:
     assert_one_line_error(command("run", random_bundle, "-p", "a\udcff"), 2, "prompt", "from character 1", "UTF-8")
-    outcome = command("run", random_bundle, "-p", "-", stdin="\udc80")
-    assert_one_line_error(outcome, 2, "standard input", "UTF-8")
+    for stdin in ("caf\udce9", b"caf\xe9"):
+        outcome = command("run", random_bundle, "-p", "-", stdin=stdin)
+        assert_one_line_error(outcome, 2, "standard input", "from character 3", "UTF-8")
 
 
 def test_verbose_errors_have_a_traceback_before_their_line(command: Command) -> None:
@@ -686,6 +688,13 @@ def test_chat_explains_itself(command: Command, chat_bundle: Path) -> None:
     outcome = command("chat", chat_bundle, stdin="/help\n/nonsense\n")
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err.count("/reset") == 2
+
+
+def test_chat_survives_bytes_that_are_no_text(command: Command, chat_bundle: Path) -> None:
+    outcome = command("chat", chat_bundle, "-n", 2, "--json", stdin=b"caf\xe9\ncat\n")
+    assert outcome.code == 0
+    assert "error: message: found bytes that are not text, from character 3" in outcome.err
+    assert len(turns(outcome)) == 1
 
 
 def test_chat_survives_a_conversation_that_grows_beyond_the_context(command: Command, chat_bundle: Path) -> None:

@@ -15,6 +15,7 @@ from device_harness.native.library import LibraryChoice
 from device_harness.native.place import PlacedRunner, place_runner
 from device_harness.push.source import PushProgress, Step, open_source
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
+from toolkit.base.processors import require_threads
 from toolkit.base.procfs import ProcessStatus
 from toolkit.base.strict_json import JsonObject
 from toolkit.runtime.backends.gpu.fit import require_bundle_fit
@@ -47,6 +48,9 @@ class DeviceSettings:
     """Given a machine's name, opens the progress function of a push."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Called with messages for the user."""
+
+    def __post_init__(self) -> None:
+        require_threads(self.threads)
 
 
 class DeviceConversation:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from toolkit.base.errors import ToolkitError
+from toolkit.base.processors import require_threads
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelRecord, Start
@@ -36,6 +37,9 @@ class Workload:
     """The number of positions in the caches; None: the model's own."""
     timeout_s: float = 600.0
     """The time limit of one process in seconds, after which it is killed."""
+
+    def __post_init__(self) -> None:
+        require_threads(self.threads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.base.activations import Activations, require_activations
 from toolkit.base.errors import UsageError
 from toolkit.base.freed_memory import release_freed_memory
-from toolkit.base.processors import usable_processors
+from toolkit.base.processors import require_threads, usable_processors
 from toolkit.bundle.manifest import AUDIO_ENCODER, DRAFTER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.runtime.backends import BACKENDS, find_backend
@@ -60,8 +60,7 @@ class SessionSettings:
     """Called with the name of each stage when it ends: load, vision, audio, prefill, decode."""
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise UsageError("threads", found=self.threads, wanted="a number of 1 or more")
+        require_threads(self.threads)
         require_activations(self.activations)
         find_backend(self.backend)
 

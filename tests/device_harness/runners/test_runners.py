@@ -16,6 +16,7 @@ from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine
 from device_harness.machines.program import place_program
+from device_harness.native.answer import DeviceSettings
 from device_harness.runners.benchmark_model.runner import BenchmarkModelRunner
 from device_harness.runners.google_program import GoogleProgram
 from device_harness.runners.interface import FileRange, Job, Reading, Runner, Workload
@@ -79,6 +80,13 @@ def test_litert_lm_main_gets_no_option_that_it_lacks(machine: AdbDevice, litertl
     assert not [word for word in job.argv if "iterations" in word or "footprint" in word]
     with pytest.raises(UsageError, match="--threads: cannot be used with litert_lm_main; use litert_lm_advanced"):
         jobs(LiteRtLmRunner(GoogleProgram(binary), PLAIN), machine, litertlm, Workload(threads=4))
+
+
+@pytest.mark.parametrize("threads", [0, 3_000_000_000])
+def test_a_number_of_threads_that_no_program_could_start_is_refused(threads: int) -> None:
+    for settings in (Workload, DeviceSettings):
+        with pytest.raises(UsageError, match=f"threads: found {threads}, wanted a number from 1 to 1024"):
+            settings(threads=threads)
 
 
 def test_the_engine_is_told_how_many_threads_on_the_cpu(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:

@@ -153,8 +153,9 @@ def test_an_empty_prompt_and_a_position_ahead_are_refused(session: Session) -> N
         session.feed([])
     with pytest.raises(UsageError, match="position"):
         session.truncate(1)
-    with pytest.raises(UsageError, match="threads"):
-        SessionSettings(threads=0)
+    for threads in (0, 1025, 3_000_000_000):
+        with pytest.raises(UsageError, match=f"threads: found {threads}, wanted a number from 1 to 1024"):
+            SessionSettings(threads=threads)
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones(session: Session, random_bundle: Path) -> None:

@@ -251,6 +251,7 @@ class Recorder:
         self._packages = packages
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._started = time.monotonic()
+        self._commit = _commit()
         self._before = read_state(Host())
 
     @property
@@ -260,9 +261,8 @@ class Recorder:
 
     def append(self, path: Path, measured: Measured, versions: Mapping[str, str] | None = None) -> None:
         """Append one record; `versions`: those of a peer's packages, which has an environment of its own."""
-        commit = _commit()
         found = {name: importlib.metadata.version(name) for name in self._packages if _is_installed(name)}
-        script = ScriptRecord(commit, dict(measured.conditions), {**found, **(versions or {})})
+        script = ScriptRecord(self._commit, dict(measured.conditions), {**found, **(versions or {})})
         record = BenchRecord(
             tool=f"gemma-edge {__version__}",
             started_utc=self._started_utc,

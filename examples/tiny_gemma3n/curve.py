@@ -22,7 +22,7 @@ PROGRESS = ("seconds", "step", "tokens")
 def plot(points: list[dict[str, float]], path: Path) -> None:
     """`points`: for each, the number of tokens trained, and the perplexities by name, such as `prose large`, or `prose`
     if there is one size."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     matplotlib.rcParams["svg.hashsalt"] = path.resolve().parent.name
     sizes = {size.name for size in SIZES}
@@ -38,6 +38,8 @@ def plot(points: list[dict[str, float]], path: Path) -> None:
                 axes.plot([p["tokens"] / 1e6 for p in points], [p[name] for p in points], label=size)
         axes.set(title=text, xlabel="tokens trained (millions)", yscale="log")
         axes.grid(alpha=0.3, which="both")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(ticker.StrMethodFormatter("{x:g}"))
     panels[0][0].set_ylabel("held-out perplexity per token")
     if any(size for _, size in lines.values()):
         panels[0][-1].legend()

@@ -91,6 +91,5 @@ def test_the_tokenizer_has_the_entries_of_gemma_3n_and_the_control_tokens_of_gem
     assert ours == tokenizer4.build()
     vocabulary = ours["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(3080))
-    assert {**theirs["model"]["vocab"], **vocabulary}.items() >= vocabulary.items()
     changed = {token for token, id_ in vocabulary.items() if theirs["model"]["vocab"].get(token) != id_}
     assert changed == {token["content"] for token in ours["added_tokens"][4:]}

@@ -421,7 +421,7 @@ def test_checksums_are_sent_to_devices_that_look_at_them(
     headers = [parse_header(header) for header in sent]
     # The first message is summed whoever it is for.
     assert headers[0].checksum
-    assert all(bool(header.checksum) == sums for header in headers[1:] if header.length)
+    assert {bool(header.checksum) for header in headers[1:] if header.length} == {sums}
 
 
 @pytest.mark.parametrize("version", [VERSION, VERSION_SKIP_CHECKSUM])

@@ -1,11 +1,16 @@
 """Fixtures that tests and examples in docstrings share, and what the names in examples stand for."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 from paths import FIXTURES
 
 pytest_plugins = ["small_models"]
+
+# Scripts of peers, which run in environments of their own; examples in all others' docstrings are run.
+_PEERS = {"benchmarks/gguf_peer.py": "gguf", "benchmarks/llama_run.py": "llama_cpp"}
+collect_ignore = [path for path, package in _PEERS.items() if find_spec(package) is None]
 
 
 @pytest.fixture(autouse=True)

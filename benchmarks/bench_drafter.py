@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import RESULTS, Measured, Recorder, model_record, this_device
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, this_device
 from toolkit.base.errors import BundleError
 from toolkit.report.tables import markdown
 from toolkit.results.record import Figures
+from toolkit.results.statistics import summary
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.drafts.source import DraftSource
 from toolkit.runtime.drafts.sources import DraftSources
@@ -69,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recorder = Recorder("drafter")
     bundle = Bundle(options.bundle)
-    text, most = bundle.manifest.text, bundle.manifest.text.draft_tokens
+    decoder, most = bundle.manifest.text, bundle.manifest.text.draft_tokens
     settings = SessionSettings(threads=options.threads, weight_cache=options.cache or "memory")
     with Session(bundle, settings) as session, closing(DraftSources(session)) as sources:
         drafter = sources.drafter()
         if drafter is None or most is None:
             raise BundleError(file=options.bundle, found="no drafter", remedy="convert it with --drafter")
         ends = [position + most + 1 for position in sorted(set(options.positions))]
-        ids = np.random.default_rng(0).integers(0, text.text_ids, ends[-1]).tolist()
+        ids = np.random.default_rng(0).integers(0, decoder.text_ids, ends[-1]).tolist()
         found = {end - most - 1: measure(session, drafter, ids[:end], options.rounds) for end in ends}
     rows = []
     for position, steps in found.items():
@@ -89,13 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     runs,
                     {"step": name, "position": str(position), "draft_tokens": str(most)},
                     threads=options.threads,
-                    context=text.context,
+                    context=decoder.context,
                 ),
             )
-        least = [min(run["decode_cpu_s"] for run in runs) for runs in steps.values()]
-        rows.append([f"{position:,}", *(f"{1e3 * seconds:.1f}" for seconds in least)])
-    header = ["position", "decode, CPU ms", f"check {most} drafts", f"make {most} drafts"]
-    print(f"{this_device()}\nload before: {recorder.load_before:.2f}; context {text.context:,}\n")
+        cpu = [summary([run["decode_cpu_s"] for run in runs]) for runs in steps.values()]
+        rows.append([f"{position:,}", *(text(figures, ".1f", 1e3) for figures in cpu)])
+    header = ["position", "decode, CPU ms", f"check {most} drafts, CPU ms", f"make {most} drafts, CPU ms"]
+    print(f"{this_device()}\nload before: {recorder.load_before:.2f}; context {decoder.context:,}")
+    print(f"medians of {options.rounds} (least to most)\n")
     print(markdown(header, rows))
 
 

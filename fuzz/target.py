@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,8 +37,10 @@ class Target:
 
 @cache
 def scratch() -> Path:
-    """A folder for the files that targets read; one for each process."""
-    return Path(tempfile.mkdtemp(prefix="gemma-edge-fuzz-"))
+    """A folder for the files that targets read; one for each process, which removes it at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="gemma-edge-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def of_file(

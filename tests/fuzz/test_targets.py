@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from paths import REPOSITORY
 
 from fuzz.mutate import mutants
 from fuzz.target import CORPUS, Target
@@ -39,3 +44,10 @@ def test_mutants_are_the_same_every_time_and_differ_from_their_seed() -> None:
     first, second = (list(mutants([b"seed of some length"], 50)) for _ in range(2))
     assert first == second and len(set(first)) > 40
     assert CORPUS.parent.is_dir()
+
+
+def test_a_process_removes_its_files_at_its_end() -> None:
+    code = "from fuzz.target import scratch; (scratch() / 'file').touch(); print(scratch())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    path = Path(done.stdout.strip())
+    assert path.name.startswith("gemma-edge-fuzz-") and not path.exists()

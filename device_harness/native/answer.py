@@ -18,6 +18,7 @@ from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.base.processors import require_threads
 from toolkit.base.procfs import ProcessStatus
 from toolkit.base.strict_json import JsonObject
+from toolkit.bundle.manifest import TEXT_GROUPS
 from toolkit.runtime.backends.gpu.fit import require_bundle_fit
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.conversation import AnswerRequest
@@ -93,7 +94,7 @@ class DeviceConversation:
     def groups_loaded(self) -> tuple[str, ...]:
         """The text groups, and the towers that were needed: each was loaded for its image or sound, and freed."""
         groups = self._bundle.manifest.groups
-        return tuple(name for name in groups if name in self._towers or groups[name].kind not in ("vision", "audio"))
+        return tuple(name for name in groups if name in self._towers or groups[name].kind in TEXT_GROUPS)
 
     def use(self, size: str) -> None:
         self._bundle.manifest.size(size)

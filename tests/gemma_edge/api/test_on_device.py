@@ -22,6 +22,9 @@ from device_harness.programs.build import compiler_version
 from gemma_edge.api.model import Model
 from gemma_edge.cli import main
 from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.bundle.lock import DrafterSettings
+from toolkit.drafting.make import Drafting
+from toolkit.runtime.session import SessionSettings
 
 PICTURE, SOUND = EXAMPLE / "samples" / "red-circle.png", EXAMPLE / "samples" / "left.wav"
 
@@ -88,6 +91,19 @@ def test_prompts_are_answered_as_here(there: Model, here: Model) -> None:
                 )  # fmt: skip
                 assert (answers[0].media_s is None) == (not images and not audio)
     assert set(there.groups_loaded) == set(here.groups_loaded)
+
+
+def test_a_bundle_with_a_drafter_answers_without_it(random_checkpoint: Path, device: Emulator, tmp_path: Path) -> None:
+    bundle, drafter = tmp_path / "drafted", DrafterSettings(tokens=600, random_features=16)
+    request = ConvertRequest(random_checkpoint, bundle, context=120, prefill_sizes=(4, 16), drafter=drafter)
+    settings = SessionSettings(threads=1, weight_cache="memory")
+    convert(request, gate=None, drafting=Drafting(settings, least_accepted=0.0))
+    found = []
+    for where in (None, device.serial):
+        with gemma_edge.load(bundle, device=where) as model:
+            answer = model.generate("the cat", raw=True, max_tokens=8)
+            found.append((answer.token_ids, set(model.groups_loaded)))
+    assert found[0] == found[1] and "drafter" not in found[0][1]
 
 
 def test_a_chat_goes_on_with_its_tokens_its_size_and_its_random_numbers(there: Model, here: Model) -> None:

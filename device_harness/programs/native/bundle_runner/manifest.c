@@ -78,7 +78,7 @@ static bool read_group_files(const JsonSource *source, const JsonValue *group, c
 /* ---- groups, sizes, the whole -------------------------------------------------------------------------------- */
 
 static bool is_kind(const char *word) {
-    static const char *const kinds[] = {"text", "token_embedding", "per_layer_embedding", "vision", "audio"};
+    static const char *const kinds[] = {"text", "token_embedding", "per_layer_embedding", "vision", "audio", "drafter"};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(kinds[i], word) == 0) return true;
     return false;

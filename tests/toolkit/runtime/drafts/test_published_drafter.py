@@ -16,6 +16,7 @@ from gemma4_assistants import fit_head, hf_drafts, make_assistant
 from gemma4_models import write_random_model
 from gemma4_oracle import hf_greedy
 from gpu_process import driver
+from native_runner import NativeRunner, litert_path, runner_path
 from numpy.typing import NDArray
 
 from converters.assistant import AssistantChoice
@@ -299,6 +300,14 @@ def test_run_says_how_many_drafts_were_right(bundle: Path, capsys: pytest.Captur
     counts = drafted["drafts"]
     assert counts["steps"] + counts["accepted"] == len(plain["token_ids"]) and counts["offered"] > 0
     assert "drafter" in drafted["groups_loaded"] and "drafter" not in plain["groups_loaded"]
+
+
+@pytest.mark.slow
+def test_the_program_in_c_has_the_same_bits_in_plain_decoding(session: Session, bundle: Path) -> None:
+    with NativeRunner([runner_path(), litert_path()]) as native:
+        native.ok("open", bundle=str(bundle), threads=1)
+        for part in (LONG[:30], LONG[30:41]):
+            assert (native.logits(part) == session.feed(part)).all()
 
 
 # --- what is not run -------------------------------------------------------------------------------------------------

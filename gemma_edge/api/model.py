@@ -355,7 +355,7 @@ class Model:
         require_prompt(prompt.ids, limit=limit, context=self.context)
         size = self.require_size(size)
         stops = () if settings.ignore_eos else self._bundle.manifest.text.stop_token_ids
-        request = AnswerRequest(prompt.ids, sampler, limit, stops, prompt.spans, settings.speculative)
+        request = AnswerRequest(prompt.ids, sampler, limit, stops, prompt.spans, settings.speculative, self._allowed)
         begin = self._turn(conversation, size)
         return AnswerStream(
             begin,

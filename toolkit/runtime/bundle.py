@@ -115,12 +115,18 @@ class Bundle:
         return None if names is None else tuple(names)
 
     def require_group(self, group: str, wanted_for: str, allowed: Collection[str] | None = None) -> None:
-        """BundleError if the bundle lacks a group, UsageError if it may not be loaded; both state a remedy."""
+        """BundleError if the bundle or this copy lacks a group, UsageError if it may not be loaded; with a remedy."""
         if group not in self.manifest.groups:
             raise BundleError(
                 file=self.path,
                 found=f"no group {group}, which {wanted_for} needs",
-                remedy=f"convert the checkpoint again with {group} among --groups, or push it with that group",
+                remedy=f"convert the checkpoint again with {group} among --groups",
+            )
+        if not any((self.path / file).exists() for file in self.manifest.groups[group].files):
+            raise BundleError(
+                file=self.path,
+                found=f"a copy without the files of the group {group}, which {wanted_for} needs",
+                remedy=f"push the bundle with {group} among --groups",
             )
         if allowed is not None and group not in allowed:
             found, remedy = f"--groups {','.join(allowed)}", f"add {group}"

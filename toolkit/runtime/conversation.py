@@ -31,6 +31,8 @@ class AnswerRequest:
     """The prompt's images and sounds."""
     speculative: bool = False
     """Whether drafts of the next tokens are checked, which gives the same tokens in fewer steps."""
+    allowed: Collection[str] | None = None
+    """The groups that may be loaded for it; None for all."""
 
 
 class TokenStream(Protocol):
@@ -110,7 +112,7 @@ class SessionConversation:
             limit=request.limit,
             stops=request.stops,
             spans=request.spans,
-            drafts=self._drafts.for_answer() if request.speculative else None,
+            drafts=self._drafts.for_answer(request.allowed) if request.speculative else None,
         )
 
     def memory(self) -> Memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,13 @@ def test_chat_shows_and_plays_with_the_next_message(
     assert seen["prompt_tokens"] > 18 + words["prompt_tokens"]
     assert again["reused_tokens"] > 18, "the image is not taken in again"
     assert "a.png will be sent with the next message" in err and "absent.wav: no such file" in err
+
+
+def test_a_copy_without_the_group_says_how_to_add_it(
+    capfd: pytest.CaptureFixture[str], multimodal_bundle: Path, media: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(multimodal_bundle, tmp_path / "copy", ignore=shutil.ignore_patterns("vision_*"))
+    assert main(["run", str(copy), "-p", "See", *QUICK, "--image", str(media / "a.png")]) == 2
+    err = capfd.readouterr().err
+    assert "copy: a copy without the files of the group vision, which" in err
+    assert "a.png needs; push the bundle with vision among --groups" in err

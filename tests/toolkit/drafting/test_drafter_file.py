@@ -177,6 +177,23 @@ def test_it_is_loaded_for_the_first_answer_that_is_drafted(fitted: Path) -> None
         assert "drafter" in conversation.groups_loaded
 
 
+def test_it_stays_on_disk_if_its_group_may_not_be_loaded(fitted: Path) -> None:
+    found = []
+    for groups in (None, ["text"], ["text", "drafter"]):
+        with gemma_edge.load(fitted, groups=groups, threads=1, weight_cache="memory") as model:
+            answer = model.generate("the cat", raw=True, max_tokens=4, speculative=True)
+            found.append(("drafter" in model.groups_loaded, answer.token_ids))
+    assert [loaded for loaded, _ in found] == [True, False, True]
+    assert found[0][1] == found[1][1] == found[2][1]
+
+
+def test_a_copy_without_its_group_is_drafted_by_look_up(fitted: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(fitted, tmp_path / "copy", ignore=shutil.ignore_patterns(DRAFTER, DRAFTER_TEXT))
+    assert check_directory(copy) == []
+    with Session(Bundle(copy), ONE_THREAD) as session, closing(DraftSources(session)) as sources:
+        assert isinstance(sources.for_answer(), PromptLookup) and not sources.loaded
+
+
 def test_a_size_that_it_was_not_fitted_to_is_drafted_by_look_up(fitted: Path) -> None:
     bundle = Bundle(fitted)
     with Session(bundle, ONE_THREAD) as session, closing(DraftSources(session)) as sources:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.bundle.manifest import DRAFTER
 from toolkit.runtime.drafts.drafter import DrafterSource
 from toolkit.runtime.drafts.prompt_lookup import PromptLookup
 from toolkit.runtime.drafts.source import DraftSource
@@ -40,16 +41,18 @@ class DraftSources:
         """Whether the drafter is in memory."""
         return self._drafter is not None
 
-    def for_answer(self) -> DraftSource:
-        """Drafts for one answer of the session's size; the drafter guesses only for the size that it was made for."""
-        drafter = self.drafter()
+    def for_answer(self, allowed: Collection[str] | None = None) -> DraftSource:
+        """Drafts for one answer of the session's size; the drafter guesses only for the size that it was made for, and
+        if its group is among those that may be loaded (None for all)."""
+        drafter = self.drafter() if allowed is None or "drafter" in allowed else None
         return PromptLookup() if drafter is None else FirstGuess((PromptLookup(), drafter))
 
     def drafter(self) -> DraftSource | None:
-        """The bundle's drafter, loaded now if it is not yet; None if there is none for the session's size."""
+        """The bundle's drafter, loaded now if it is not yet; None if there is none for the session's size, or if this
+        copy of the bundle was made without it."""
         session = self._session
         record = session.bundle.manifest.drafter
-        if record is None or record.size != session.size:
+        if record is None or record.size != session.size or not (session.bundle.path / DRAFTER).exists():
             return None
         if self._drafter is None:
             if record.checkpoint is None:

@@ -1,9 +1,9 @@
-"""The Python API of gemma-edge, with a function for each verb of the command line.
+"""The Python API of gemma-edge: what the verbs of the command line do, except `demo`, `emulator` and `completion`.
 
-`convert`, `rebuild`, `inspect`, `check`, `verify` and `export` make and examine bundles; `load` opens one to generate
-text; `devices`, `push`, `bench`, `bench_devices` and `probe` work with Android devices; `report` and `compare` read
-what `bench` recorded. Errors are `ToolkitError`s, which say what was found and what to do. Nothing is printed: messages
-go to the loggers `gemma_edge`, `toolkit`, `converters` and `device_harness`.
+`convert`, `rebuild`, `inspect`, `inspect_file`, `check`, `verify` and `export` make and examine bundles; `load` opens
+one to generate text; `devices`, `push`, `bench`, `bench_devices` and `probe` work with Android devices; `report`,
+`compare` and `export_results` read what `bench` recorded. Errors are `ToolkitError`s, which say what was found and what
+to do. Nothing is printed: messages go to the loggers `gemma_edge`, `toolkit`, `converters` and `device_harness`.
 """
 
 from __future__ import annotations

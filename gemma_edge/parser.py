@@ -54,7 +54,7 @@ _DESCRIPTION = (
 )
 _EPILOG = """exit codes:
   0 done; 1 the work ran, but its result is bad; 2 wrong usage or bad input;
-  3 device or environment fault; 130 interrupted; 143 terminated"""
+  3 device or environment fault; 130 interrupted; 129 or 143 terminated"""
 
 
 class Parser(argparse.ArgumentParser):

@@ -147,7 +147,7 @@ class TowerCalibration:
         assert isinstance(record, (VisionRecord, AudioRecord))
         media = decoded(self.media, record, MEDIA)
         if len(media) < _FEW:
-            _log.warning("%d %s to calibrate with; some hundred would be better", len(media), KINDS[group])
+            _log.warning("%d %s to calibrate with; a few hundred would be better", len(media), KINDS[group])
         lengths = [] if isinstance(record, VisionRecord) else frame_lengths(media, record)
         tower = checkpoint.float_tower(record, lengths)
         calls = _calls(tower.record, media)

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-regression",
         metavar="PERCENT",
-        help="end with exit code 1 if a test is significantly worse, by more than this; without it the exit code is 0, "
-        "whatever the results",
+        help="end with exit code 1 if a test is significantly worse, by more than this; 2 if that cannot be "
+        "decided; without it the exit code is 0, whatever the results",
     )
     add_torn_line_option(parser)
 

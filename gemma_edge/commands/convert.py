@@ -37,7 +37,7 @@ EXAMPLES = (
     "gemma-edge convert path/to/E4B -o words --groups text",
     "gemma-edge convert google/gemma-3n-E2B-it -o fast --quant int4 --drafter fit",
     "gemma-edge convert google/gemma-4-E2B-it -o fast --drafter google/gemma-4-E2B-it-assistant",
-    "gemma-edge convert path/to/E4B -o ears --groups text,ple,audio --audio-quant int4 --audio-lengths 5,30",
+    "gemma-edge convert path/to/E4B -o ears --groups text,audio --audio-quant int4 --audio-lengths 5,30",
     "gemma-edge convert path/to/E4B -o own --slice own.json --quant recipe.json --ple-quant int4",
 )
 
@@ -65,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quant", metavar="RECIPE",
-        help=f"recipe: {', '.join(recipe_names('text'))}, or a file as in docs/formats/recipe.md (default: int8; for a "
-        "checkpoint that is already quantised, qat, which copies its codes)",
+        help=f"recipe: {', '.join(recipe_names('text'))} (int4-small for Gemma 3n only), or a file as in "
+        "docs/formats/recipe.md (default: int8; for a checkpoint that is already quantised, qat, which copies its "
+        "codes)",
     )  # fmt: skip
     parser.add_argument(
         "--ple-quant", choices=tuple(element.name for element in ple_elements()),

@@ -149,8 +149,8 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--device", metavar="SERIAL|HOST:PORT",
-        help="run on this Android device instead of this computer; of the options above, --size, --groups and "
-        "--threads apply there",
+        help="run on this Android device instead of this computer; of the options above, --weight-cache, --ple, "
+        "--ple-cache-mb and --speculative cannot be used with it",
     )  # fmt: skip
     group.add_argument(
         "--library", metavar="FILE", type=Path,

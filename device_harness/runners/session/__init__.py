@@ -24,7 +24,7 @@ SPEC = RunnerSpec(
             "speculative",
             "FILE",
             "decode speculatively after the text in FILE, in place of random tokens, and record how many drafts were "
-            "right (for a bundle converted with --draft-tokens)",
+            "right (for a bundle converted with --draft-tokens or --drafter)",
         ),
     ),
 )

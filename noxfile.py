@@ -66,5 +66,5 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Convert a synthetic checkpoint and decode with it: whether speed and memory are still as before, in a minute."""
+    """Convert a synthetic checkpoint: whether speed and memory are still as before, in a minute."""
     python_module(session, "benchmarks.bench_convert", "--preset", "tiny", *session.posargs)

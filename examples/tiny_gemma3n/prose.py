@@ -168,6 +168,19 @@ def wordnet(root: Path, common: Callable[[str], bool]) -> Iterator[Document]:
             yield Document("wordnet", word, "\n".join(lines[:4]))
 
 
+def without_trained_meanings(words: list[Document]) -> Iterator[Document]:
+    """The words, with no line in a held-out one whose meaning a word in training has too: synonyms share theirs."""
+
+    def meaning(line: str) -> str:
+        return line.partition("): ")[2].split(". “")[0]
+
+    trained = {meaning(line) for d in words if not d.held_out for line in d.text.split("\n")}
+    for d in words:
+        lines = [line for line in d.text.split("\n") if not d.held_out or meaning(line) not in trained]
+        if lines:
+            yield Document(d.source, d.key, "\n".join(lines))
+
+
 def load(work: Path) -> list[Document]:
     """All documents; cached in WORK/prose.json."""
 
@@ -175,7 +188,8 @@ def load(work: Path) -> list[Document]:
         root = fetch(work)
         documents = [*endless_sky(root), *wesnoth(root), *gnome_help(root), *austen(root), *sqlite(root)]
         counts = Counter(word for d in documents for word in re.findall(r"[a-z]+", d.text.lower()))
-        documents += wordnet(root, lambda word: counts[word] >= COMMON and len(word) > 2)
+        words = wordnet(root, lambda word: counts[word] >= COMMON and len(word) > 2)
+        documents += without_trained_meanings(list(words))
         return [[d.source, d.key, d.text] for d in documents]
 
     return [Document(*row) for row in json.loads(data.cached(work / "prose.json", rows))]

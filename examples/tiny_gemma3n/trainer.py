@@ -121,13 +121,16 @@ def in_working_type(weights: Weights) -> Weights:
 
 
 def add_to_curve(work: Path, state: State, perplexities: Mapping[str, float]) -> None:
-    """Append a point to WORK/curve.jsonl, and save the averaged weights in WORK/points."""
+    """Add a point to WORK/curve.jsonl, and save the averaged weights in WORK/points."""
     points = work / "points"
     points.mkdir(exist_ok=True)
     torch.save({"averaged": state.averaged}, points / f"{state.step:05}.pt")
     point = {"seconds": round(state.elapsed), "step": state.step, "tokens": state.tokens, **perplexities}
-    with (work / "curve.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(point) + "\n")
+    curve = work / "curve.jsonl"
+    lines = curve.read_text(encoding="utf-8").splitlines() if curve.exists() else []
+    # A run that was stopped goes on from its last state, which may lie before its last point.
+    kept = [line for line in lines if json.loads(line)["step"] < state.step]
+    curve.write_text("".join(f"{line}\n" for line in (*kept, json.dumps(point))), encoding="utf-8")
 
 
 def take_parts(taken: Synchronized[int], limit: int) -> bool:

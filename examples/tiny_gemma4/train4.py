@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, Gemma4TextConfig
 HERE = Path(__file__).parent
 GEMMA_3N = HERE.parent / "tiny_gemma3n"
 WORKERS, PARTS, LENGTH = 2, 4, 512
-RATE, EMBED_RATE, WARMUP_STEPS, COOLDOWN = 0.8, 0.002, 20, 0.5
+RATE, EMBED_RATE, WARMUP_STEPS, COOLDOWN = 1.6, 0.004, 20, 0.5
 """RATE: as a share of trainer's rates. In the last COOLDOWN of the tokens, it falls linearly to zero."""
 SAVE_SECONDS, CURVE_STEPS = 120.0, 100
 KINDS = {"stories": 0.20, "topics": 0.04, "wordnet": 0.09, "sqlite": 0.05, "scripture": 0.05, "chat": 0.57}
@@ -110,7 +110,7 @@ def learning_rate(step: int, progress: float) -> float:
 
 def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """A few rows of each held-out text, for the curve; stories and chats are new draws."""
-    rng = random.Random(-1)
+    rng = random.Random("held out")
     chats, teller = Chats(rng, [d.text.split("\n")[0] for d in prose.load(work) if d.held_out]), Storyteller(rng)
     verses, modern = prose.held_out_texts(work)
     texts = {"verses": verses, "prose": modern, "stories": "\n\n".join(teller.story().text for _ in range(20))}

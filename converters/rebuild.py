@@ -23,7 +23,7 @@ from toolkit.base.environment import environment_differences
 from toolkit.base.errors import BundleError, QualityError, UsageError, errors_about
 from toolkit.base.files import Progress, scratch_beside
 from toolkit.base.outputs import Output
-from toolkit.bundle.lock import Lock, LockedExport, differences, parse_lock, read_lock
+from toolkit.bundle.lock import Lock, LockedExport, differences, locked_output, parse_lock, read_lock
 from toolkit.bundle.manifest import CheckpointRecord
 from toolkit.bundle.write import BUNDLE, GENERATOR
 from toolkit.drafting.make import AS_USUAL, Drafting, drafter_for_export
@@ -211,7 +211,7 @@ class _Work:
             return
         for place, found, wanted in differing[:_MOST_NAMED]:
             _log.warning("%s: found %s, wanted %s", place, found, wanted)
-        elsewhere = environment_differences(self.source)
+        elsewhere = environment_differences(locked_output(self.source))
         names = ", ".join(place for place, _, _ in differing[:_MOST_NAMED])
         more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
         raise QualityError(

@@ -128,12 +128,15 @@ class Calibration:
             divergence = None
             if judged or not all(rounded.has(piece.weight, piece.first_row, piece.height) for piece in every):
                 for run in checkpoint.calibration_passes(slices):
-                    everything = [*self.sequences, *self.sequences, *judged]
-                    hidden = np.concatenate(run.model.hidden_states(everything, product=partial(rounder.product, run)))
+                    twice = [*self.sequences, *self.sequences]
+                    hidden = np.concatenate(run.model.hidden_states(twice, product=partial(rounder.product, run)))
                     rounder.round_head(run, hidden)
                     if judged:
+                        # A pass of its own: a product's last bits depend on how many rows it has, and so would codes.
+                        judge = partial(Rounder(pieces, keep, 0).product, run)
+                        hidden = np.concatenate(run.model.hidden_states(judged, product=judge))
                         head = pieces_within(pieces, run, run.model.head)
-                        divergence = rounded_divergence(run.model, judged, hidden[2 * tokens :], head, rounded)
+                        divergence = rounded_divergence(run.model, judged, hidden, head, rounded)
         changed = replace(files, rounded=rounded)
         files_after = tuple(changed if item is files else item for item in plan.files)
         return Calibrated(replace(plan, files=files_after), divergence)

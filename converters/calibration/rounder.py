@@ -24,6 +24,7 @@ class Rounder:
 
     tokens: how many are measured. A pass has them twice: first those of the float model, then those of the rounded one.
     Any further tokens only show how good the rounded model is: their inputs are rounded to int8 too, as LiteRT does.
+    They come in a pass of their own, with `tokens` 0, once everything is rounded.
     """
 
     pieces: Mapping[str, Sequence[Piece]]

@@ -9,10 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from toolkit.base.beside import beside
 from toolkit.base.errors import UsageError, errors_about
 from toolkit.base.files import write_bytes
 from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.strict_json import JsonObject, open_regular, parse_json
+from toolkit.bundle.lock import locked_output
 
 FORMAT = "gemma-edge-calibration/1"
 MAX_TEXT_BYTES = 64 << 20
@@ -60,7 +62,7 @@ def read_calibration_text(path: Path) -> CalibrationText:
 
 def calibration_file(output: Path) -> Path:
     """The file beside a bundle that keeps its calibration text."""
-    return output.with_name(output.name + _SUFFIX)
+    return beside(output, _SUFFIX)
 
 
 def calibration_output(output: Output) -> Output:
@@ -86,19 +88,19 @@ def locked_calibration_text(sha256: str, source: Path, given: Path | None) -> Ca
 
     `source`: the lock's path, or that of the bundle which holds it. UsageError if none of the texts has this hash.
     """
-    beside = calibration_file(source.parent if source.name == "lock.json" else source)
+    kept = calibration_file(locked_output(source))
     if given is not None:
         text = read_calibration_text(given)
     elif built_in_calibration_text().sha256 == sha256:
         text = built_in_calibration_text()
-    elif beside.exists():
-        text = read_calibration_text(beside)
+    elif kept.exists():
+        text = read_calibration_text(kept)
     else:
-        remedy = f"name it with --calibrate, or put it beside this file as {beside.name}"
+        remedy = f"name it with --calibrate, or put it where convert wrote it: {kept}"
         raise UsageError("calibration", file=source, found="a text other than the built-in one", remedy=remedy)
     if text.sha256 != sha256:
         wanted = f"{sha256}, as the lock says"
-        raise UsageError("calibration", file=given or beside, found=f"a text with sha256 {text.sha256}", wanted=wanted)
+        raise UsageError("calibration", file=given or kept, found=f"a text with sha256 {text.sha256}", wanted=wanted)
     return text
 
 

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibrate", metavar="FILE", type=Path,
-        help="the text that the bundle was calibrated with (default: the built-in one, or LOCK.calibration.json)",
+        help="the text that the bundle was calibrated with (default: the built-in one, or the file "
+        "BUNDLE.calibration.json that convert wrote beside the bundle)",
     )  # fmt: skip
     parser.add_argument(
         "--calibrate-media", metavar="FOLDER", type=Path,

@@ -19,6 +19,8 @@ from converters.calibration.text import (
     CalibrationText,
     built_in_calibration_text,
     calibration_file,
+    dump_calibration_text,
+    locked_calibration_text,
     read_calibration_text,
     write_calibration_text,
 )
@@ -137,6 +139,19 @@ def test_the_text_is_found_beside_the_bundle(bundle: Path, checkpoint: Path, tmp
     assert read_calibration_text(calibration_file(bundle)) == TEXT
     assert rebuild(bundle, checkpoint, tmp_path / "again", families=FAMILIES).calibration == TEXT
     assert hashes(tmp_path / "again") == hashes(bundle)
+
+
+@pytest.mark.parametrize("source", [".", "lock.json", "../b", "../b/lock.json", "inner/..", "../../b/lock.json"])
+def test_the_text_beside_a_bundle_is_found_from_inside_it(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "b"
+    (bundle / "inner").mkdir(parents=True)
+    monkeypatch.chdir(bundle / "inner" if source.startswith("../..") else bundle)
+    with pytest.raises(UsageError, match=r"or put it where convert wrote it: .*b\.calibration\.json"):
+        locked_calibration_text(TEXT.sha256, Path(source), None)
+    calibration_file(bundle).write_bytes(dump_calibration_text(TEXT))
+    assert locked_calibration_text(TEXT.sha256, Path(source), None) == TEXT
 
 
 @pytest.mark.slow

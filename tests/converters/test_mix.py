@@ -136,6 +136,14 @@ def test_a_bundle_reads_no_more_than_its_budget_and_is_rebuilt(
     assert hashes(tmp_path / "again") == hashes(tmp_path / "b")
 
 
+def test_a_bundle_within_a_divergence_is_rebuilt_without_what_was_judged(checkpoint: Path, tmp_path: Path) -> None:
+    convert(request(checkpoint, tmp_path / "b", MixBudget(0.1, "nats")), families=FAMILIES, gate=None)
+    page = tmp_path / "page.txt"
+    page.write_text(TEXT.text, encoding="utf-8")
+    rebuild(tmp_path / "b", checkpoint, tmp_path / "again", calibration=page, families=FAMILIES)
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "b")
+
+
 def test_bytes_do_not_depend_on_threads_or_an_interrupt(checkpoint: Path, tmp_path: Path, int8_bytes: int) -> None:
     budget = MixBudget(int(0.5 * int8_bytes), "bytes")
     plain, stopped = request(checkpoint, tmp_path / "a", budget), request(checkpoint, tmp_path / "b", budget)

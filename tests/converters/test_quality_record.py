@@ -53,6 +53,12 @@ def test_a_record_of_another_bundle_of_this_name_is_not_shown(bundle: Path, tmp_
     assert read_quality(copy) is None
 
 
+def test_the_record_is_found_from_inside_the_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle)
+    assert read_quality(Path()) == read_quality(bundle)
+    assert main(["inspect", "."]) == 0
+
+
 def test_a_broken_record_is_named(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "b"))
     value = json.loads(QUALITY.path(bundle).read_text())

@@ -15,6 +15,16 @@ from toolkit.base.strict_json import read_json_file
 _MAX_BYTES = 1 << 20
 
 
+def beside(output: Path, ending: str) -> Path:
+    """The path beside `output` that has its name and this ending; `.` and `..` are named as the directories they are.
+
+    >>> beside(Path("out/e2b"), ".quality.json")
+    PosixPath('out/e2b.quality.json')
+    """
+    named = output if output.name not in ("", "..") else output.resolve()
+    return named.parent / (named.name + ending)
+
+
 @dataclass(frozen=True, slots=True)
 class FileBeside:
     """A kind of such files: the ending that follows the output's name, the format's name, and what the file tells."""
@@ -25,7 +35,7 @@ class FileBeside:
 
     def path(self, output: Path) -> Path:
         """The file beside `output`."""
-        return output.with_name(output.name + self.ending)
+        return beside(output, self.ending)
 
     def require(self, output: Output) -> None:
         """Raise UsageError if the file beside `output` may not be written, by the same rules as `output` itself."""

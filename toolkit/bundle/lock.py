@@ -159,6 +159,11 @@ def read_lock(path: Path) -> Lock:
     return parse_lock(data, file)
 
 
+def locked_output(path: Path) -> Path:
+    """What a lock at `path` is of, to find what is kept beside it: the bundle of a lock.json, otherwise `path`."""
+    return path.parent if path.name == LOCK else path
+
+
 def lock_faults(path: Path, manifest: Manifest) -> list[Fault]:
     """Faults of a bundle's lock: a wrong form, and hashes that differ from those in the manifest."""
     try:

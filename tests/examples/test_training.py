@@ -6,6 +6,7 @@ import importlib
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,67 @@ def test_the_tokenizer_has_the_entries_of_gemma_3n_and_the_control_tokens_of_gem
     assert sorted(vocabulary.values()) == list(range(3080))
     changed = {token for token, id_ in vocabulary.items() if theirs["model"]["vocab"].get(token) != id_}
     assert changed == {token["content"] for token in ours["added_tokens"][4:]}
+
+
+def test_a_worker_trains_weights_of_its_own(tmp_path: Path) -> None:
+    """Tensors that a process is started with lie in memory that all workers share."""
+    torch, trainer = importlib.import_module("torch"), importlib.import_module("trainer")
+    given = {"model.norm.weight": torch.ones(4), "model.embed_tokens.weight": torch.ones(3, 4)}
+    for tensor in given.values():
+        tensor.share_memory_()
+    state = trainer.State(tmp_path / "on.pt", given)
+    state.gradients.fill_(1.0)
+    state.optimizer.step(1.0)
+    assert all((tensor == 1.0).all() for tensor in given.values())
+    assert all((tensor != 1.0).all() for tensor in state.weights.values())
+
+
+def test_a_step_of_the_last_part_changes_what_the_next_smaller_size_has_not() -> None:
+    torch, train_on, model = (importlib.import_module(name) for name in ("torch", "train_on", "model"))
+    large, smaller = model.SIZES[-1], model.SIZES[-2]
+    before = {
+        "model.embed_tokens.weight": torch.zeros(8, 4),
+        "model.layers.3.self_attn.q_proj.weight": torch.zeros(4, 4),
+        **{f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(512, 4) for i in large.layers},
+        **{f"model.layers.{i}.mlp.down_proj.weight": torch.zeros(4, 512) for i in large.layers},
+    }
+    weights = {name: tensor + 1 for name, tensor in before.items()}
+    train_on.restore_all_but(weights, before, large)
+    for name, tensor in weights.items():
+        expected = torch.zeros_like(tensor)
+        if "mlp" in name:
+            width = smaller.ffn_sizes[smaller.layers.index(int(name.split(".")[2]))]
+            (expected if "up_proj" in name else expected.T)[width:] = 1
+        assert torch.equal(tensor, expected), name
+
+
+def test_texts_are_made_once_though_two_ask_at_the_same_time(tmp_path: Path) -> None:
+    data, made = importlib.import_module("data"), list[int]()
+
+    def make() -> list[int]:
+        made.append(1)
+        return made
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda _: data.cached(tmp_path / "texts.json", make), range(8)))
+    assert texts == ["[1]"] * 8 and len(made) == 1
+
+
+def test_a_held_out_word_has_no_meaning_that_training_has() -> None:
+    prose = importlib.import_module("prose")
+    words = [prose.Document("wordnet", f"word{i}", "x (noun): a small boat. “He rowed.”.") for i in range(200)]
+    own = "y (noun): a tall tree."
+    held_out = next(word for word in words if word.held_out)
+    words.append(prose.Document("wordnet", held_out.key, f"{held_out.text}\n{own}"))
+    left = [d for d in prose.without_trained_meanings(words) if d.held_out]
+    assert [d.text for d in left] == [own]
+
+
+def test_a_run_that_goes_on_from_before_its_last_point_draws_no_point_twice(tmp_path: Path) -> None:
+    torch, trainer = importlib.import_module("torch"), importlib.import_module("trainer")
+    state = trainer.State(tmp_path / "on.pt", {"model.norm.weight": torch.ones(4)})
+    for step in (0, 100, 200, 150, 250):
+        state.step = step
+        trainer.add_to_curve(tmp_path, state, {"prose": 1.0})
+    points = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert points == [0, 100, 150, 250]

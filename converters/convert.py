@@ -211,7 +211,7 @@ def _calibrated(
     lock = lock_of(prepared.request, record, None)
     write = partial(_own_text, request, checkpoint, prepared.request, progress)
     text = text_for(request.calibration, work, lock, write)
-    sequences = _sequences(text, prepared, checkpoint)
+    sequences = prepared.sequences or _sequences(text, prepared, checkpoint)
     calibration = Calibration(text, sequences, work, request.workers, progress)
     slices = prepared.request.slices
     budget = request.mix
@@ -246,6 +246,8 @@ class _Prepared:
     """The file of a drafter that was published; one that is fitted is made last."""
     media: CalibrationMedia | None = None
     """The pictures and sounds of the towers that are calibrated."""
+    sequences: Sequence[NDArray[np.int32]] = ()
+    """Those of the text to calibrate with, unless the model writes it."""
 
 
 def _with_drafter(settings: DrafterSettings, how: Drafting, directory: Path, draft: BundleDraft) -> BundleDraft:
@@ -259,6 +261,10 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     found = _planned(request, checkpoint)
     if request.mix is not None:
         MixPlan.of(found.plan).require_reachable(request.mix)
+    elif request.calibration is not None:
+        decoder_pieces(found.plan)
+    if isinstance(request.calibration, CalibrationText):
+        found = replace(found, sequences=_sequences(request.calibration, found, checkpoint))
     bytes_ = found.plan.size_bytes + found.prompt_files.bytes + _MANIFEST_BYTES
     if isinstance(request.drafter, OpenedAssistant):
         recipe = found.request.recipes["text"].name

@@ -16,6 +16,7 @@ from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.quant.gptq import Inputs, measure_inputs, round_rows
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme
+from toolkit.quant.stream import is_copied
 from toolkit.quant.uniform import QuantizedRows, dequantize_rows
 from toolkit.tflite.writer import TfliteLayout
 
@@ -97,12 +98,18 @@ def decoder_files(plan: Plan) -> GraphFiles:
 
 
 def decoder_pieces(plan: Plan) -> Mapping[str, Sequence[Piece]]:
-    """The pieces of a plan's text decoder, by tensor; UsageError if its recipe quantises nothing."""
+    """The pieces of a plan's text decoder that are quantised, not copied, by tensor; UsageError without any."""
     files = decoder_files(plan)
-    pieces = pieces_of(files.layouts[TEXT_DECODER], files.source.shape)
+    layout = files.layouts[TEXT_DECODER]
+    pieces = pieces_of(layout, files.source.shape)
     if not pieces:
         raise UsageError("calibration", found="a recipe without quantised matrices", wanted="int8 or coarser")
-    return pieces
+    copied = {item.weight.name for item in layout.placements if is_copied(item, files.packed)}
+    left = {name: [piece for piece in some if piece.weight not in copied] for name, some in pieces.items()}
+    if not any(left.values()):
+        found = "a recipe that copies every matrix as the checkpoint stores it"
+        raise UsageError("calibration", found=found, remedy="leave it out, or choose another --quant")
+    return {name: some for name, some in left.items() if some}
 
 
 def pass_tokens(pieces: Mapping[str, Sequence[Piece]]) -> int:

@@ -16,6 +16,7 @@ from converters.calibration.calibrate import sequences_of, work_directory
 from converters.calibration.own_text import text_written_by
 from converters.calibration.rounding import pieces_of
 from converters.calibration.text import (
+    CalibrationChoice,
     CalibrationText,
     built_in_calibration_text,
     calibration_file,
@@ -197,6 +198,22 @@ def test_a_float_recipe_and_a_search_are_refused(checkpoint: Path, tmp_path: Pat
         convert(replace(wanted, recipes={"text": "f32"}), families=FAMILIES, gate=None)
     with pytest.raises(UsageError, match="calibration chooses scales"):
         convert(replace(wanted, search="absmax"), families=FAMILIES, gate=None)
+
+
+@pytest.mark.parametrize("choice", ["self", CalibrationText("a few words")])
+def test_what_cannot_be_calibrated_is_said_before_a_weight_is_read(
+    choice: CalibrationChoice, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("begun")
+
+    monkeypatch.setattr("converters.convert._own_text", never)
+    monkeypatch.setattr("converters.convert.TowerCalibration", never)
+    monkeypatch.setattr("converters.convert._calibrated", never)
+    recipe = "f32" if choice == "self" else "int8"
+    wanted = replace(request(checkpoint, tmp_path / "b"), calibration=choice, recipes={"text": recipe})
+    with pytest.raises(UsageError, match=r"without quantised matrices|tokens, wanted at least"):
+        convert(wanted, families=FAMILIES, gate=None)
 
 
 def test_a_file_that_is_not_ours_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:

@@ -207,11 +207,27 @@ def _read_chunk(
     schemes = {item.scheme for item in placements if rounded is None or item.weight.name not in rounded}
     if packed is not None and part.axes is None:
         for scheme in schemes:
-            rows = packed.packed(part.tensor, scheme, chunk.rows, part.columns) if scheme.quantised else None
-            # LiteRT's block scales are float16; a checkpoint may have float32 ones, which only PLE shards can hold.
-            if rows is not None and (scheme.per_channel or rows.scales.dtype == np.float16):
+            rows = _stored_rows(packed, part.tensor, scheme, chunk.rows, part.columns)
+            if rows is not None:
                 found[scheme] = rows
     return _Found(found, _read_rows(source, chunk) if schemes - found.keys() else None)
+
+
+def is_copied(placement: Placement, packed: PackedSource | None) -> bool:
+    """Whether a weight's codes and scales are those that `packed` has, in all parts, so that nothing is quantised."""
+    return packed is not None and all(
+        part.axes is None and _stored_rows(packed, part.tensor, placement.scheme, (0, 0), part.columns) is not None
+        for part in placement.weight.parts
+    )
+
+
+def _stored_rows(
+    packed: PackedSource, tensor: str, scheme: Scheme, rows: tuple[int, int], columns: tuple[int, int] | None
+) -> PackedRows | None:
+    """Rows of a tensor that is stored as a file can hold it in this scheme; None if it has to be quantised."""
+    found = packed.packed(tensor, scheme, rows, columns) if scheme.quantised else None
+    # LiteRT's block scales are float16; a checkpoint may have float32 ones, which only PLE shards can hold.
+    return found if found is not None and (scheme.per_channel or found.scales.dtype == np.float16) else None
 
 
 def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import HubServer
 from numpy.typing import NDArray
 
 from benchmarks.synthetic_gemma4 import write_synthetic
+from converters.calibration.text import CalibrationText, built_in_calibration_text
 from converters.convert import convert
 from converters.families import open_checkpoint
 from converters.gate import ShortGate
@@ -167,6 +169,32 @@ def test_another_recipe_quantises_the_numbers_that_the_codes_stand_for(path: Pat
         plain = Reference(checkpoint)  # which rounds nothing
         want = plain.logits(plain.hidden_states([ids(20)])[0][-1:])[0]
     np.testing.assert_allclose(found, want, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_calibration_copies_what_is_stored_in_the_recipes_codes(
+    path: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = CalibrationText(built_in_calibration_text().text[:3000])
+    monkeypatch.chdir(tmp_path)
+    with HubServer() as hub:  # where codes are told from headers
+        hub.publish("someone/qat", path)
+        hub.use(monkeypatch, tmp_path / "cache")
+        request = ConvertRequest("someone/qat", tmp_path / "b", context=128, calibration=text)
+        convert(request, families=FAMILIES, gate=None)
+    plain, calibrated = (stored_bytes(folder / "text_decoder.tflite") for folder in (bundle, tmp_path / "b"))
+    assert [name for name in plain if plain[name] != calibrated[name]] == ["per_layer_model_projection.weight"]
+
+
+def stored_bytes(file: Path) -> dict[str, bytes]:
+    """The bytes and the scales of each weight of the graph that decodes, by name."""
+    read, data = read_tflite(file), file.read_bytes()
+    found = {}
+    for tensor in read.graph("decode").tensors:
+        buffer, quantization = read.model.buffers[tensor.buffer], tensor.quantization
+        scales = b"" if quantization is None or quantization.scales is None else quantization.scales.tobytes()
+        found[tensor.name] = data[buffer.offset_bytes : buffer.offset_bytes + buffer.size_bytes] + scales
+    return found
 
 
 def test_a_checkpoint_of_floats_has_no_codes_to_copy(tmp_path: Path) -> None:

@@ -109,13 +109,13 @@ def open_assistant(
     CheckpointError if it is no checkpoint, or not one of a drafter that a family knows.
     """
     located = _locate(path_or_id, families)
-    located.download(progress)
     configs = read_configs(located.path, (), located.name)
     config = JsonObject(configs.config, str(configs.config_path), CheckpointError)
     kinds = {kind.architecture: kind for family in families for kind in family.assistants}
     stated = config.array("architectures") if config.has("architectures") else [None]
     if len(stated) != 1 or not isinstance(stated[0], str) or stated[0] not in kinds:
         config.refuse("architectures", stated, f"a drafter's: {' or '.join(kinds)}")
+    located.download(progress)
     return kinds[stated[0]].open(configs)
 
 

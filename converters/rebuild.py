@@ -211,7 +211,8 @@ class _Work:
             return
         for place, found, wanted in differing[:_MOST_NAMED]:
             _log.warning("%s: found %s, wanted %s", place, found, wanted)
-        elsewhere = environment_differences(locked_output(self.source))
+        # A lock may lie alone, with its environment beside itself, or in its bundle, with the environment beside that.
+        elsewhere = environment_differences(self.source) or environment_differences(locked_output(self.source))
         names = ", ".join(place for place, _, _ in differing[:_MOST_NAMED])
         more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
         raise QualityError(

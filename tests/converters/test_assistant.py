@@ -151,6 +151,17 @@ def test_a_model_on_the_hub_is_not_downloaded_for_a_drafter_of_another(
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+def test_what_is_no_drafter_is_not_downloaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with HubServer() as hub:
+        hub.publish("someone/gemma-4", checkpoint)
+        hub.use(monkeypatch, tmp_path / "cache")
+        assert "wanted a drafter's" in refused(capsys, checkpoint, "someone/gemma-4", tmp_path / "bundle")
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
 # --- rebuilding ------------------------------------------------------------------------------------------------------
 
 

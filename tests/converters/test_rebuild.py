@@ -144,16 +144,18 @@ def test_a_lock_of_another_version_is_refused(made: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_alone", [True, False])
 def test_what_differs_is_named_and_nothing_is_written(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    is_alone: bool, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = made / "checkpoint" / "tokenizer.json"
     changed = shutil.copytree(made / "checkpoint", tmp_path / "changed")
     (Path(changed) / "tokenizer.json").write_bytes(tokenizer.read_bytes() + b" ")
     beside = json.loads(ENVIRONMENT.path(made / "bundle").read_text())
-    shutil.copy(made / "bundle" / "lock.json", tmp_path / "lock.json")
-    ENVIRONMENT.path(tmp_path / "lock.json").write_text(json.dumps({**beside, "numpy": "1.0"}))
-    assert rebuild(tmp_path / "lock.json", Path(changed), tmp_path / "again") == 1
+    (tmp_path / "b").mkdir()
+    lock = Path(shutil.copy(made / "bundle" / "lock.json", tmp_path / "b" / "lock.json"))
+    ENVIRONMENT.path(lock if is_alone else lock.parent).write_text(json.dumps({**beside, "numpy": "1.0"}))
+    assert rebuild(lock, Path(changed), tmp_path / "again") == 1
     said = capsys.readouterr().err
     assert "other bytes than the lock's in files tokenizer.json, manifest" in said
     assert "rebuild it where it was made: numpy 1.0, here" in said

@@ -178,9 +178,14 @@ def _convert(
         prepared = replace(prepared, plan=towers.rounded(prepared.plan))
     advance = Advance(prepared.plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
+    works = work_directory(output.path), media_directory(output.path)
 
     def judge(directory: Path) -> None:
-        accept(directory)
+        try:
+            accept(directory)
+        except ToolkitError:
+            remove_work(*works)  # it would give the same bytes again
+            raise
         if gate is not None:
             reports.append(gate(directory, checkpoint))
             reports[0].require_passed(request.output)
@@ -196,8 +201,7 @@ def _convert(
             inputs=output.inputs,
             force=output.force,
         )
-    for work in (work_directory(output.path), media_directory(output.path)):
-        remove_work(work)
+    remove_work(*works)
     seconds, media = time.perf_counter() - started, None if prepared.media is None else prepared.media.record
     return Conversion(request.output, manifest, reports[0] if reports else None, seconds, text, prepared.prompts, media)
 

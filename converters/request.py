@@ -16,7 +16,7 @@ from converters.family import Checkpoint, Family, RecipeChoice
 from converters.huggingface.adapters.choice import AdapterChoice
 from converters.plan import PlanRequest
 from converters.slices import Budget, Slice
-from toolkit.base.errors import RecipeError, UsageError
+from toolkit.base.errors import RecipeError, SliceError, UsageError
 from toolkit.base.outputs import Output
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.lock import DrafterSettings
@@ -82,7 +82,10 @@ class ConvertRequest:
 
     def bundle_output(self, *further: Path) -> Output:
         """The output, which must not be one of the inputs that the request names, or one of `further` inputs."""
-        named = [*self.recipes.values(), self.sizes, self.checkpoint, *(choice.source for choice in self.adapters)]
+        recipes = [
+            choice for role, choice in self.recipes.items() if role != "ple" and choice not in recipe_names(role)
+        ]
+        named = [*recipes, self.sizes, self.checkpoint, *(choice.source for choice in self.adapters)]
         if isinstance(self.drafter, (AssistantChoice, OpenedAssistant)):
             named.append(Path(self.drafter.path))
         if self.calibration_media is not None:
@@ -176,4 +179,8 @@ def _slices(sizes: tuple[str | Slice, ...] | Path | Budget, checkpoint: Checkpoi
     if isinstance(sizes, Budget):
         return (checkpoint.choose_slice(sizes, text),)
     found = tuple(size if isinstance(size, Slice) else checkpoint.find_slice(size) for size in sizes)
+    names = [slice_.name for slice_ in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SliceError("sizes", found=f"{twice} twice", wanted="distinct names", remedy="name each size once")
     return found or (checkpoint.default_slice,)

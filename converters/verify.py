@@ -157,9 +157,11 @@ class VerifyReport:
     def require_passed(self, bundle: Path | str) -> None:
         """Raise QualityError, naming all measures that are out of bounds, unless the bundle has passed."""
         parts: list[tuple[str, SizeReport | TowerReport]] = [*self.sizes.items(), *self.towers.items()]
-        faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures] + list(self.prompts)
-        if faults:
-            raise QualityError(file=bundle, found="; ".join(faults), remedy="choose a more precise --quant")
+        faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures]
+        if faults or self.prompts:
+            # No type of weights changes a prompt.
+            remedy = "choose a more precise --quant" if faults else "please report it with the chat template"
+            raise QualityError(file=bundle, found="; ".join([*faults, *self.prompts]), remedy=remedy)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

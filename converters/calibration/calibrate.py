@@ -182,9 +182,10 @@ def _key(lock: Lock) -> str:
     return hashlib.sha256(made_with.encode()).hexdigest()
 
 
-def remove_work(directory: Path) -> None:
-    """Remove the directory of a calibration, once its bundle is complete."""
-    shutil.rmtree(directory, ignore_errors=True)
+def remove_work(*directories: Path) -> None:
+    """Remove the directories of a calibration, once its bundle is complete, or is not wanted."""
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def work_directory(output: Path) -> Path:

@@ -25,6 +25,7 @@ from converters.calibration.text import (
     read_calibration_text,
     write_calibration_text,
 )
+from converters.calibration.towers import media_directory
 from converters.convert import convert
 from converters.families import open_checkpoint
 from converters.family import Checkpoint, Family
@@ -33,7 +34,7 @@ from converters.plan import GraphFiles, PlanRequest
 from converters.rebuild import rebuild
 from converters.request import ConvertRequest
 from converters.verify import built_in_text
-from toolkit.base.errors import UsageError
+from toolkit.base.errors import QualityError, UsageError
 from toolkit.bundle.lock import read_lock
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER
 from toolkit.bundle.tokenizer import Tokenizer
@@ -107,6 +108,17 @@ def test_an_interrupted_run_goes_on_where_it_was(bundle: Path, checkpoint: Path,
     assert seen and all(times == before for times in seen), "what was rounded is not rounded again"
     assert hashes(tmp_path / "b") == hashes(bundle)
     assert not work.exists()
+
+
+@pytest.mark.slow
+def test_work_for_a_bundle_that_is_rejected_is_removed(checkpoint: Path, tmp_path: Path) -> None:
+    def reject(directory: Path) -> None:
+        raise QualityError(found="other bytes")
+
+    media_directory(tmp_path / "b").mkdir()
+    with pytest.raises(QualityError, match="other bytes"):
+        convert(request(checkpoint, tmp_path / "b"), families=FAMILIES, gate=None, accept=reject)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
+from paths import EXAMPLE, GEMMA_4_EXAMPLE
 
 from converters.convert import convert
 from converters.families import FAMILIES, open_checkpoint, recipe_names
-from converters.request import ConvertRequest
-from toolkit.base.errors import CheckpointError, RecipeError
+from converters.request import ConvertRequest, plan_request
+from toolkit.base.errors import CheckpointError, RecipeError, SliceError
 
 
 def test_a_checkpoint_is_opened_by_the_family_that_knows_its_architecture(tmp_path: Path) -> None:
@@ -66,3 +67,20 @@ def test_recipes_have_names_by_role() -> None:
 def test_a_directory_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         open_checkpoint(tmp_path)
+
+
+def test_the_name_of_a_built_in_recipe_is_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for role in ("text", "ple"):
+        chosen = ConvertRequest("someone/model", tmp_path / "int4", recipes={role: "int4"})
+        assert chosen.bundle_output().inputs == (Path("someone/model"),)
+    own = ConvertRequest("someone/model", tmp_path / "int4", recipes={"text": "own.json"})
+    assert Path("own.json") in own.bundle_output().inputs
+
+
+@pytest.mark.parametrize("example", [EXAMPLE, GEMMA_4_EXAMPLE])
+def test_a_size_is_named_once(example: Path) -> None:
+    with open_checkpoint(example) as opened:
+        size = next(iter(opened.slices))
+        with pytest.raises(SliceError, match=f"sizes: found {size} twice, wanted distinct names; name each size once"):
+            plan_request(ConvertRequest(opened, Path("out"), groups=("text",), sizes=(size, size.upper())), opened)

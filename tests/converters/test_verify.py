@@ -202,6 +202,8 @@ def test_a_report_becomes_the_json_of_the_command_line() -> None:
     with pytest.raises(QualityError, match=r"^tiny: large: top-1 agreement 0\.5, wanted at least 0\.9; choose"):
         report.require_passed("tiny")
     VerifyReport({"small": SizeReport(QUALITY, ())}).require_passed("tiny")
+    with pytest.raises(QualityError, match=r"^tiny: other prompts; please report it with the chat template$"):
+        VerifyReport({"small": SizeReport(QUALITY, ())}, prompts=("other prompts",)).require_passed("tiny")
 
 
 # --- the whole gate --------------------------------------------------------------------------------------------------

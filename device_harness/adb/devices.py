@@ -126,15 +126,20 @@ def tcp_endpoint(address: str) -> Endpoint:
     >>> tcp_endpoint("localhost").serial, tcp_endpoint("emulator-5554").serial
     ('localhost:5555', '127.0.0.1:5555')
     """
-    if address.startswith("emulator-") and address[9:].isdigit():
-        address = f"{_LOCAL}:{int(address[9:]) + 1}"
+    name, console = address, address.removeprefix("emulator-")
+    if console != address and console.isdigit():
+        address = f"{_LOCAL}:{int(console) + 1 if _is_port(console) else console}"
     host, colon, port = address.rpartition(":")
     if not colon or address.endswith("]"):
         host, port = address, str(DEFAULT_PORT)
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError("device address", found=repr(address), wanted="HOST:PORT, such as 192.168.1.20:5555")
+    if not host or not _is_port(port) or not 0 < int(port) < 65536:
+        raise UsageError("device address", found=repr(name), wanted="HOST:PORT, such as 192.168.1.20:5555")
     serial, host = f"{host}:{int(port)}", host.strip("[]")
     return Endpoint(serial, "tcp", lambda: Link(serial, TcpPort(host, int(port))))
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5
 
 
 def signers() -> tuple[Signer, ...]:

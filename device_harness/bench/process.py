@@ -141,7 +141,7 @@ class JobProcesses:
         script = (
             f"for i in 1 2 3 4 5; do found=; for f in $(grep -l {self._token} /proc/[0-9]*/environ); do "
             "found=1; p=${f%/environ}; kill -KILL ${p#/proc/}; done; [ $found ] || break; sleep 0.2; done 2>/dev/null; "
-            f"rm -f {self._samples}"
+            f"rm -f {shlex.quote(self._samples)}"
         )
         if not self._machine.available:
             self._machine.recover(timeout=_RECOVER_S)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from device_harness.machines.machine import Machine
 from device_harness.parsers.android import (
+    is_emulated,
     parse_battery,
     parse_cpus,
     parse_light_thresholds,
@@ -94,7 +95,7 @@ def read_device(machine: Machine) -> DeviceRecord:
     cpu_name = parts["cpuinfo"].partition(":")[2].strip() or None
     return DeviceRecord(
         kind="host" if is_host else "adb",
-        emulated=_is_emulated(properties),
+        emulated=is_emulated(properties),
         manufacturer=known("ro.product.manufacturer"),
         model=known("ro.product.model") or cpu_name,
         fingerprint=known("ro.build.fingerprint"),
@@ -159,11 +160,6 @@ def read_parts(machine: Machine, commands: Mapping[str, str]) -> dict[str, str]:
         if name in parts:
             parts[name] = rest if rest.endswith("\n") or not rest else rest + "\n"
     return parts
-
-
-def _is_emulated(properties: Mapping[str, str]) -> bool:
-    """Whether properties are an emulator's: Android's sets one of two, depending on its version, and ours both."""
-    return "1" in (properties.get("ro.kernel.qemu"), properties.get("ro.boot.qemu"))
 
 
 def _pretty_name(text: str) -> str | None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from device_harness.adb.faults import ConnectionLost
 from device_harness.bench.power import trace_energy
 from device_harness.bench.process import ProcessRun
 from device_harness.machines.machine import Machine
@@ -31,6 +30,7 @@ _MOST_BYTES = 192 * 2**20
 _ASK_S = 30.0
 _FINISH_S = 60
 _SLACK_S = 30.0
+_RECOVER_S = 20.0
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _recording(machine: Machine, path: str, limit_s: float) -> Iterator[Callable
     config = resources.files(__package__ or "").joinpath("trace_config.pbtx").read_text("utf-8")
     config = config.replace("@DURATION_MS@", str(round(1000 * limit_s)))
     # Its config comes on standard input, since its domain may not read files of the shell's.
-    command = f"printf %s {shlex.quote(config)} | perfetto --background --txt -c - -o {path} 2>&1"
+    command = f"printf %s {shlex.quote(config)} | perfetto --background --txt -c - -o {shlex.quote(path)} 2>&1"
     started = machine.shell(command, timeout=_ASK_S)
     words = started.stdout.split()
     if started.exit_code or not words or not words[-1].isascii() or not words[-1].isdecimal():
@@ -99,15 +99,22 @@ def _recording(machine: Machine, path: str, limit_s: float) -> Iterator[Callable
 
     try:
         yield finish
-    finally:
-        _clean_up(machine, pid, path)
+    except BaseException:
+        _clean_up(machine, pid, path, recover=True)
+        raise
+    _clean_up(machine, pid, path, recover=False)
 
 
-def _clean_up(machine: Machine, pid: str, path: str) -> None:
+def _clean_up(machine: Machine, pid: str, path: str, *, recover: bool) -> None:
+    """End perfetto and remove its file; `recover`: an interrupt may have left the connection within a message."""
+    command = f"kill -KILL {pid} 2>/dev/null; rm -f {shlex.quote(path)}"
     try:
-        machine.shell(f"kill -KILL {pid} 2>/dev/null; rm -f {path}", timeout=_ASK_S)
-    except ConnectionLost:
-        _log.info("perfetto will end by itself on %s", machine.serial)
+        if recover:
+            machine.recover(timeout=_RECOVER_S)
+        machine.shell(command, timeout=_ASK_S)
+    except EnvironmentFault as error:
+        what = "perfetto ends by itself on %s, but its trace stays there (%s); to remove it, run this on it: rm -f %s"
+        _log.warning(what, machine.serial, error, shlex.quote(path))
 
 
 def _fetch(machine: Machine, remote: str, target: Path) -> None:

@@ -24,7 +24,7 @@ _THRESHOLDS = (
 
 
 def properties(serial: str) -> dict[str, str]:
-    """The properties that getprop lists. Tools recognise an emulated device by `ro.kernel.qemu`."""
+    """The properties that getprop lists. Tools recognise an emulated device by one of two, `ro.*.qemu`."""
     abi = _ABIS.get(platform.machine(), platform.machine())
     return {
         "ro.boot.qemu": "1",

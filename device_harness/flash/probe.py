@@ -14,6 +14,7 @@ from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host, require_measurable
 from device_harness.machines.machine import Machine, RunningCommand
 from device_harness.machines.program import PlacedProgram, place_program
+from device_harness.parsers.android import is_emulated, parse_properties
 from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
 from device_harness.push.program import place_small_program
 from device_harness.push.push import DEFAULT_FOLDER
@@ -186,7 +187,7 @@ def probe_device(
     machine = device.shell("uname -m", timeout=_QUICK_S).require(f"{device.serial} uname -m")
     program = native_program(FLASH_PROBE, parse_architecture(machine, device.serial), say=say)
     # A Linux board with adbd has no getprop.
-    emulated = device.shell("getprop ro.kernel.qemu 2>/dev/null", timeout=_QUICK_S).stdout.strip() == "1"
+    emulated = is_emulated(parse_properties(device.shell("getprop 2>/dev/null", timeout=_QUICK_S).stdout))
     # Each process has its own copy, so that two probes of one device do not remove each other's program.
     scratch = remote_path(DEFAULT_FOLDER, f"{FLASH_PROBE}-{os.getpid()}")
     tokens = remote_path(scratch, "tokens")

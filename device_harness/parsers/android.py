@@ -138,3 +138,8 @@ def _temperature(match: re.Match[str]) -> TemperatureRecord:
 
 def _number(text: str | None) -> float | None:
     return float(text) if text is not None and re.fullmatch(r"-?\d{1,15}", text, re.ASCII) else None
+
+
+def is_emulated(properties: Mapping[str, str]) -> bool:
+    """Whether properties are an emulator's: Android's sets one of two, depending on its version, and ours both."""
+    return "1" in (properties.get("ro.kernel.qemu"), properties.get("ro.boot.qemu"))

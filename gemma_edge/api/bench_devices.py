@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,8 @@ from toolkit.results.json_lines import parse_record
 from toolkit.results.record import BenchRecord
 
 _CHILD = "gemma_edge.api.bench_child"
+_END_S = 60.0
+"""How long interrupted processes may take to put their devices' settings back."""
 _WRONG_USE = 2
 
 
@@ -186,9 +189,18 @@ class _Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child in self._running.values():
-            child.kill()
-            child.wait()
+        """End the processes that still run: by an interrupt, so that they put their devices' settings back."""
+        try:
+            if self._interrupt is None:
+                self._send_interrupt()
+            until = time.monotonic() + _END_S
+            for child in self._running.values():
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(max(0.0, until - time.monotonic()))
+        finally:
+            for child in self._running.values():
+                child.kill()
+                child.wait()
 
     def events(self) -> Iterator[tuple[str, str, bytes]]:
         """All events until every process has ended; an interrupt is passed on to the processes, and kept."""
@@ -200,13 +212,16 @@ class _Children:
                 if self._interrupt is not None:
                     raise
                 self._interrupt = error
-                for child in self._running.values():
-                    child.send_signal(signal.SIGINT)
+                self._send_interrupt()
                 continue
             if word == "end":
                 ended += 1
             else:
                 yield device, word, value
+
+    def _send_interrupt(self) -> None:
+        for child in self._running.values():
+            child.send_signal(signal.SIGINT)
 
     def raise_interrupt(self) -> None:
         """Raise the interrupt that came meanwhile."""

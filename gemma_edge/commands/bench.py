@@ -20,7 +20,7 @@ from gemma_edge.api.bench import bench_records, trace_folder
 from gemma_edge.api.bench_devices import BenchFailure, bench_each
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.options.session import number, positive
+from gemma_edge.options.session import number, positive, positive_number
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.benchmarks import TerminalListener
 from gemma_edge.words.wide_tables import fitted
@@ -163,7 +163,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeout",
         metavar="S",
-        type=_seconds,
+        type=positive_number,
         default=600.0,
         help="kill a process that takes longer (default: 600)",
     )

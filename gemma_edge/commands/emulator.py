@@ -98,7 +98,7 @@ def _size(text: str | None, option: str) -> int | None:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5) or int(text) > 65535:
         raise UsageError(found=repr(text), wanted="0 to 65535")
     return int(text)
 

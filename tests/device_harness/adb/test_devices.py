@@ -343,3 +343,9 @@ def test_the_emulator_verb_runs_until_it_is_ended_and_leaves_nothing(key: Path) 
     assert process.wait(20) == 0
     process.stdout.close()
     assert not Path(started["root"]).exists()
+
+
+@pytest.mark.parametrize("address", ["emulator-²", "emulator-" + "5" * 5000, "localhost:" + "5" * 5000])
+def test_a_port_that_is_no_number_of_a_port_is_a_usage_error(address: str) -> None:
+    with pytest.raises(UsageError, match="device address"):
+        tcp_endpoint(address)

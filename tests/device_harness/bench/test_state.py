@@ -15,7 +15,7 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
-from device_harness.parsers.android import parse_battery, parse_setting
+from device_harness.parsers.android import is_emulated, parse_battery, parse_setting
 from toolkit.results.record import BatteryRecord, CpuRecord, Flag, StateRecord, TemperatureRecord, ThermalRecord
 
 
@@ -132,3 +132,8 @@ def test_the_gate_takes_the_skin_then_the_battery_then_the_hottest_cpu_and_no_se
     assert device_temperature(ThermalRecord(0, "hal", (dead, *cpus))) == ("C1", 60.0)
     assert device_temperature(ThermalRecord(0, "none", (dead,))) is None
     assert device_temperature(None) is None
+
+
+@pytest.mark.parametrize("name", ["ro.kernel.qemu", "ro.boot.qemu"])
+def test_either_property_makes_an_emulator(name: str) -> None:
+    assert is_emulated({name: "1"}) and not is_emulated({name: "0"})

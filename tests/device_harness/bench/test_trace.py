@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from device_harness.adb.devices import connect
+from device_harness.adb.faults import ConnectionLost
+from device_harness.adb.shell import ShellResult
 from device_harness.bench.power import find_power_source
 from device_harness.bench.process import ProcessRun
 from device_harness.bench.trace import take_trace
@@ -177,3 +179,39 @@ def test_the_config_names_what_is_promised_and_is_balanced() -> None:
     for name in ("sched/sched_switch", "power/cpu_frequency", "android.power", "collect_power_rails: true", "meminfo"):
         assert name in text
     assert text.count("{") == text.count("}") and re.search(r"duration_ms: @DURATION_MS@\n", text)
+
+
+class Midway(AdbDevice):
+    """Ctrl-C comes while the trace is fetched: until it is recovered, its connection can do nothing."""
+
+    broken = recovers = False
+
+    def fetch_file(self, path: str, target: Path, *, most_bytes: int) -> int:
+        self.broken = True
+        raise KeyboardInterrupt
+
+    def recover(self, *, timeout: float) -> None:
+        if not self.recovers:
+            raise EnvironmentFault("adb", found="no answer")
+        super().recover(timeout=timeout)
+        self.broken = False
+
+    def shell(self, command: str, *, timeout: float) -> ShellResult:
+        if self.broken:
+            raise ConnectionLost("adb", found="in the middle of a message")
+        return super().shell(command, timeout=timeout)
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_an_interrupt_while_the_trace_is_fetched_leaves_nothing_or_says_where(
+    recovers: bool, folder_device: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(folder_device.serial) as transport:
+        machine = Midway(transport)
+        machine.recovers = recovers
+        with pytest.raises(KeyboardInterrupt):
+            traced(machine, tmp_path / "x.traces" / "interrupted")
+        left = folder_device.path(f"{FOLDER}/interrupted")
+        assert left.exists() is not recovers
+        assert (f"run this on it: rm -f {FOLDER}/interrupted" in caplog.text) is not recovers
+        left.unlink(missing_ok=True)

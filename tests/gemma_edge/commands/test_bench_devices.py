@@ -217,3 +217,26 @@ def test_devices_stand_beside_each_other_the_best_first() -> None:
     assert cells[0]["to the best"].text == "best" and cells[1]["to the best"].text == "0.50 x"
     assert cells[1]["95 % interval"].text == "0.49 to 0.51" and "throttled" in cells[1]["device"].flags
     assert devices_table([NumberedRecord(1, fast)]) is None
+
+
+@pytest.mark.parametrize("restores", [True, False])
+def test_an_error_interrupts_the_processes_so_that_they_put_settings_back(
+    restores: bool, random_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = (
+        "import signal, time\n"
+        f"if not {restores}: signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "try:\n    print('note 1', flush=True)\n    time.sleep(600)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.1)\n    open('restored', 'w').close()\n"
+    )
+    (tmp_path / "child_that_restores.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_devices, "_CHILD", "child_that_restores")
+    if not restores:
+        monkeypatch.setattr(bench_devices, "_END_S", 0.1)
+    children = bench_devices._Children(BenchRequest(random_bundle), BenchSettings(), ["A"])
+    with pytest.raises(EnvironmentFault), children:
+        assert next(children.events()) == ("A", "note", b"1\n")
+        raise EnvironmentFault("results", found="no space")
+    assert (tmp_path / "restored").exists() is restores
+    assert all(child.poll() is not None for child in children._running.values())

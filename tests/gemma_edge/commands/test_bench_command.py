@@ -265,7 +265,7 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
         (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: there is no directory"),
         (["--interval", "0"], "--interval: found 0, wanted at least 0.01 seconds"),
         (["--timeout", "0"], "--timeout: found 0, wanted a number above 0"),
-        (["--timeout=-1"], "--timeout: found -1, wanted seconds"),
+        (["--timeout=-1"], "--timeout: found -1, wanted a number above 0"),
         (["--min-battery", "101"], "--min-battery: found 101, wanted 0 to 100"),
         (["--context", "0"], "--context"),
         (["--context", "32"], "--context: found 32, wanted 40, which the bundle's graphs are made for"),

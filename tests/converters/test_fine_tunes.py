@@ -155,7 +155,7 @@ KINDS: dict[str, Callable[[Path, Sequence[Any]], FineTune]] = {
     "lora": lora(),
     "rslora-patterns": lora(use_rslora=True, rank_pattern={"up_proj": 4}, alpha_pattern={"q_proj": 5}),
     "dora": lora(use_dora=True),
-    "all-linear": lora(target_modules="all-linear", rate=1e-3),
+    "all-linear": lora(target_modules="all-linear", rate=3e-3),
     "modules-to-save": lora(modules_to_save=["input_layernorm", "per_layer_projection"]),
     "trained-tokens": lora(trainable_token_indices=[5, 9, 200, 1000, 2000]),
     "tied-embedding": lora(target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True, rate=1e-2),

@@ -148,6 +148,7 @@ def test_a_program_killed_in_the_middle_of_an_answer_is_an_error_and_the_next_pr
     before = there.generate("Tell me a story.", max_tokens=12).token_ids
     stream = there.stream("Tell me a story.", max_tokens=None, ignore_eos=True)
     next(stream)
+    wait_until(lambda: len(running(device)) == 1)  # a program of the test before this one may be ending
     (pid,) = running(device)
     shell(device, f"kill -KILL {pid}")
     with pytest.raises(EnvironmentFault, match=f"{device.serial} bundle_runner: the program ended"):

@@ -17,6 +17,7 @@ from device_harness.emulator.auth import PublicKey, parse_public_key
 from device_harness.emulator.daemon import Access, features
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import parse_faults, parse_size
+from gemma_edge.options.numbers import within
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal, one_line
 from toolkit.base.errors import UsageError
@@ -98,9 +99,7 @@ def _size(text: str | None, option: str) -> int | None:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 5) or int(text) > 65535:
-        raise UsageError(found=repr(text), wanted="0 to 65535")
-    return int(text)
+    return within(text, 0, 65535)
 
 
 def _read_key(path: Path) -> PublicKey:

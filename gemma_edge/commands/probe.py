@@ -11,9 +11,9 @@ from pathlib import Path
 from device_harness.flash.probe import MOST_READS, ProbeResult, ProbeSettings, ReadMeasure, read_token_file
 from device_harness.push.push import DEFAULT_FOLDER
 from gemma_edge.api.probe import ProbeListener, probe
+from gemma_edge.options.numbers import within
 from gemma_edge.terminal import Terminal, one_line, table
 from gemma_edge.words.pushing import step_bars
-from toolkit.base.errors import UsageError
 from toolkit.results.quantities import bytes_text
 
 EXAMPLES = (
@@ -149,14 +149,8 @@ def _cells(measure: ReadMeasure) -> list[str]:
 
 
 def _count(text: str) -> int:
-    return _within(text, 1, MOST_READS)
+    return within(text, 1, MOST_READS)
 
 
 def _seed(text: str) -> int:
-    return _within(text, 0, 2**63)
-
-
-def _within(text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
-        raise UsageError(found=repr(text), wanted=f"{least} to {most}")
-    return int(text)
+    return within(text, 0, 2**63)

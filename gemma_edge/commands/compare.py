@@ -77,21 +77,20 @@ def _parse_percent(text: str) -> float:
 
 def _require_judged(found: ResultsComparison) -> None:
     """UsageError if a test cannot be judged: a gate must not pass because of missing values."""
-    unjudged = [item for item in found.tests if item.verdict == "too few values"]
-    if unjudged:
-        counts = f"{unjudged[0].found.base.n} and {unjudged[0].found.new.n} values of {_name(unjudged[0])}"
-        raise UsageError(
-            "--max-regression",
-            found=counts,
-            wanted=f"at least {MIN_VALUES} each",
-            remedy="run gemma-edge bench with a larger -r",
-        )
+    option = "--max-regression"
+    unjudged = next((item for item in found.tests if not item.is_judged), None)
+    if unjudged is not None and unjudged.verdict == "too few values":
+        counts = f"{unjudged.found.base.n} and {unjudged.found.new.n} values of {_name(unjudged)}"
+        remedy = "run gemma-edge bench with a larger -r"
+        raise UsageError(option, found=counts, wanted=f"at least {MIN_VALUES} each", remedy=remedy)
+    if unjudged is not None:
+        median = f"a median of {unjudged.found.base.median:g} in the base of {_name(unjudged)}"
+        raise UsageError(option, found=median, wanted="one above 0, to state a change of it")
     if found.only_in_base:
-        raise UsageError(
-            "--max-regression",
-            found=f"no new results of {found.only_in_base[0]}",
-            remedy="run gemma-edge bench for it, as for the base",
-        )
+        remedy = "run gemma-edge bench for it, as for the base"
+        raise UsageError(option, found=f"no new results of {found.only_in_base[0]}", remedy=remedy)
+    if not found.tests:
+        raise UsageError(option, found="no test with values in both files", remedy="run gemma-edge bench for both")
 
 
 def _name(item: ComparedTest) -> str:

@@ -9,7 +9,7 @@ from toolkit.results.quantities import quantity
 
 
 def comparison_table(found: ResultsComparison, draw: Draw = markdown) -> str:
-    """A Markdown table, followed by what differs between the sides and by the configurations that one of them lacks.
+    """A Markdown table, followed by what differs between the sides and by what one of them lacks.
 
     `draw`: instead of `markdown`, for a terminal.
     """
@@ -24,7 +24,8 @@ def comparison_table(found: ResultsComparison, draw: Draw = markdown) -> str:
 
 
 def comparison_json(found: ResultsComparison) -> dict[str, object]:
-    """The object of `compare --json`. Medians are in the unit in which `figure` ends; `ratio` is new over base."""
+    """The object of `compare --json`. Medians are in the unit in which `figure` ends; `ratio` is new over base, null
+    if that is not above 0."""
     return {
         "tests": [
             {
@@ -56,7 +57,7 @@ def _row(item: ComparedTest) -> list[str]:
         item.test,
         quantity(item.figure, base.median, base.sd),
         quantity(item.figure, new.median, new.sd),
-        f"{item.found.ratio - 1:+.1%}",
+        "-" if item.found.ratio is None else f"{item.found.ratio - 1:+.1%}",
         "-" if interval is None else f"{interval.low - 1:+.1%} to {interval.high - 1:+.1%}",
         item.verdict,
         f"{base.n}, {new.n}",

@@ -42,7 +42,7 @@ def _rows(found: list[tuple[NumberedRecord, Outcome, Summary]]) -> Iterator[list
     for run, outcome, _ in ordered:
         first = run is best[0]
         record = run.record
-        ratio = None if first else compare([best[1].values], [outcome.values])
+        texts = ("best", "-") if first else ratio_texts(compare([best[1].values], [outcome.values]))
         yield [
             Cell(joined(record.model.name, record.model.size, record.model.quantization) if first else ""),
             Cell(how_it_ran(record) if first else ""),
@@ -50,11 +50,15 @@ def _rows(found: list[tuple[NumberedRecord, Outcome, Summary]]) -> Iterator[list
             Cell(device_name(record), flags=notes(record)),
             Cell(f"#{run.number}", link=run.key),
             Cell(outcome.text, numeric=True),
-            Cell("best" if ratio is None else f"{ratio.ratio:.2f} x", numeric=True),
-            Cell(_interval_text(ratio), numeric=True),
+            *(Cell(text, numeric=True) for text in texts),
             Cell(str(len(outcome.values)), numeric=True),
         ]
 
 
-def _interval_text(found: Comparison | None) -> str:
-    return "-" if found is None or found.interval is None else f"{found.interval.low:.2f} to {found.interval.high:.2f}"
+def ratio_texts(found: Comparison) -> tuple[str, str]:
+    """The ratio of a comparison and its interval, for two cells; dashes for what is unknown."""
+    ratio, interval = found.ratio, found.interval
+    return (
+        "-" if ratio is None else f"{ratio:.2f} x",
+        "-" if interval is None else f"{interval.low:.2f} to {interval.high:.2f}",
+    )

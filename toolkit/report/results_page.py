@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.report.devices_table import devices_table
+from toolkit.report.devices_table import devices_table, ratio_texts
 from toolkit.report.flash_probe_table import FLASH_PROBE, flash_probe_table
 from toolkit.report.memory_section import MemorySection, memory_section
 from toolkit.report.numbered_record import NumberedRecord, how_it_ran, joined, row_labels
@@ -18,7 +18,7 @@ from toolkit.results.labels import device_name, figure_heading, labels, notes
 from toolkit.results.outcomes import Outcome, outcomes
 from toolkit.results.quantities import span, unit
 from toolkit.results.record import BenchRecord, DriftRecord, Flag
-from toolkit.results.statistics import MIN_PERCENTILE_VALUES, MIN_VALUES, Comparison, compare, median_interval, summary
+from toolkit.results.statistics import MIN_PERCENTILE_VALUES, MIN_VALUES, compare, median_interval, summary
 
 _ACCEPTANCE = "draft_acceptance_fraction"
 MAX_RUNS, MAX_SECTIONS, MAX_PLOTS, MAX_STARTS = 100, 10, 10, 20
@@ -300,11 +300,6 @@ def _start_rows(cold: NumberedRecord, warm: NumberedRecord) -> Iterator[list[Cel
             Cell(outcome.test),
             Cell(outcome.text, numeric=True),
             Cell(other.text, numeric=True),
-            Cell(f"{found.ratio:.2f} x", numeric=True),
-            Cell(_ratio_interval_text(found), numeric=True),
+            *(Cell(text, numeric=True) for text in ratio_texts(found)),
             Cell("", flags=flags),
         ]
-
-
-def _ratio_interval_text(found: Comparison) -> str:
-    return "-" if found.interval is None else f"{found.interval.low:.2f} to {found.interval.high:.2f}"

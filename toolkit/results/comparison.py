@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +17,7 @@ from toolkit.results.statistics import Comparison, compare
 Across = Literal["device", "model"]
 ACROSS: tuple[Across, ...] = get_args(Across)
 
-TestVerdict = Literal["faster", "slower", "less", "more", "no difference shown", "too few values"]
+TestVerdict = Literal["faster", "slower", "less", "more", "no difference shown", "too few values", "base not above 0"]
 
 _Key = tuple[object, ...]
 
@@ -36,26 +37,34 @@ class ComparedTest:
     @property
     def verdict(self) -> TestVerdict:
         """`faster` or `slower` for rates and times, `less` or `more` for bytes and counts."""
-        higher = self.found.verdict
-        if higher == "no difference shown" or higher == "too few values":
-            return higher
+        found = self.found.verdict
+        if found != "higher" and found != "lower":
+            return found
         if is_more_better(self.figure) or self.figure.endswith("_s"):
-            return "faster" if (higher == "higher") == is_more_better(self.figure) else "slower"
-        return "more" if higher == "higher" else "less"
+            return "faster" if (found == "higher") == is_more_better(self.figure) else "slower"
+        return "more" if found == "higher" else "less"
 
     @property
     def worsening(self) -> float:
-        """How much worse the median is, as a fraction of the base; negative if it is better."""
-        change = self.found.ratio - 1
+        """How much worse the median is, as a fraction of the base; negative if it is better, NaN without a ratio."""
+        change = math.nan if self.found.ratio is None else self.found.ratio - 1
         return -change if is_more_better(self.figure) else change
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are enough values, and a ratio unless both medians are equal."""
+        if self.verdict == "base not above 0":
+            return self.found.base.median == self.found.new.median
+        return self.verdict != "too few values"
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsComparison:
-    """The tests that both sets have, and the configurations that only one of them has."""
+    """The tests that have values in both sets, and what only one of them has."""
 
     tests: tuple[ComparedTest, ...]
     only_in_base: tuple[str, ...]
+    """Configurations, and as `TEST of CONFIGURATION` the tests of shared ones that have values only here."""
     only_in_new: tuple[str, ...]
 
     def regressions(self, limit: float) -> tuple[ComparedTest, ...]:
@@ -82,11 +91,22 @@ def compare_results(
         for records in (ours, theirs):
             _require_one(records, across)
         tests += _compared(ours, theirs)
-    only = [
-        tuple(_configuration(records[0]) for key, records in side.items() if key not in other)
-        for side, other in (sides, sides[::-1])
-    ]
+    only = [tuple(_only_in(side, other)) for side, other in (sides, sides[::-1])]
     return ResultsComparison(tuple(tests), *only)
+
+
+def _only_in(side: Mapping[_Key, Sequence[BenchRecord]], other: Mapping[_Key, Sequence[BenchRecord]]) -> Iterator[str]:
+    """The configurations that the other side lacks; of those that both have, the tests whose values it lacks."""
+    for key, records in side.items():
+        configuration = _configuration(records[0])
+        if key not in other:
+            yield configuration
+            continue
+        theirs = _values(other[key])
+        for test, figure in _values(records):
+            if (test, figure) not in theirs:
+                is_other_figure = any(test == name for name, _ in theirs)
+                yield f"{test}{f' ({figure})' if is_other_figure else ''} of {configuration}"
 
 
 def _device(record: BenchRecord) -> _Key:
@@ -194,14 +214,20 @@ def _compared(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterat
     """All tests for which both sides have a value."""
     differences = tuple(_differences(base, new))
     flags = _flags(_notes_of(base), _notes_of(new))
-    tests = dict.fromkeys((test, figure) for record in base for test, figure in record.tests.items())
-    for test, figure in tests:
-        ours, theirs = (
-            [values for record in records if record.tests.get(test) == figure if (values := record.values(test))]
-            for records in (base, new)
-        )
-        if ours and theirs and any(any(value > 0 for value in values) for values in ours):
-            yield ComparedTest(_configuration(base[0]), test, figure, compare(ours, theirs), differences, flags)
+    theirs = _values(new)
+    for (test, figure), ours in _values(base).items():
+        if found := theirs.get((test, figure)):
+            yield ComparedTest(_configuration(base[0]), test, figure, compare(ours, found), differences, flags)
+
+
+def _values(records: Iterable[BenchRecord]) -> dict[tuple[str, str], list[tuple[float, ...]]]:
+    """The values in each record of each test that has any, by the test and its figure."""
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    for record in records:
+        for test, figure in record.tests.items():
+            if values := record.values(test):
+                found.setdefault((test, figure), []).append(values)
+    return found
 
 
 def _flags(base: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ _FEW_VALUES = 50
 _SEED = 20_240_229  # arbitrary, but fixed: the same values always give the same interval
 _EXACT_UP_TO = 40  # the most values with an exact test; for more, the normal approximation of Kendall's S is good
 
-Verdict = Literal["higher", "lower", "no difference shown", "too few values"]
+Verdict = Literal["higher", "lower", "no difference shown", "too few values", "base not above 0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,14 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two sets of values: the ratio of the new median to the base's, its interval (None: too few values), a verdict."""
+    """Two sets of values, and a verdict on them."""
 
     base: Summary
     new: Summary
-    ratio: float
+    ratio: float | None
+    """The new median by the base's; None if that is not above 0."""
     interval: Interval | None
+    """Of the ratio; None if there is none, or too few values."""
     verdict: Verdict
 
 
@@ -133,15 +135,16 @@ def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> 
     If a side has several runs, the bootstrap draws runs first and then their values, because runs differ too.
 
     The verdict is `higher` or `lower` only where the whole interval of the ratio lies on that side of 1.
+    UsageError if a side has no value, or one that is not finite.
     """
     sides = [[_finite(run) for run in side] for side in (base, new)]
     pooled = [[float(value) for run in side for value in run] for side in sides]
     base_summary, new_summary = summary(pooled[0]), summary(pooled[1])
-    if base_summary.median <= 0:
-        raise UsageError("base", found=f"a median of {base_summary.median:g}", wanted="a median above 0")
-    ratio = new_summary.median / base_summary.median
+    ratio = new_summary.median / base_summary.median if base_summary.median > 0 else None
     if min(base_summary.n, new_summary.n) < MIN_VALUES:
         return Comparison(base_summary, new_summary, ratio, None, "too few values")
+    if ratio is None:
+        return Comparison(base_summary, new_summary, None, None, "base not above 0")
     base_medians, new_medians = _resampled_medians(*sides)
     interval = _percentiles(new_medians / np.where(base_medians > 0, base_medians, np.nan))
     return Comparison(base_summary, new_summary, ratio, interval, _verdict(interval))

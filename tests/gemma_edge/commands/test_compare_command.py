@@ -70,11 +70,25 @@ def test_across_both_is_across_each_of_them(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == both != ""
 
 
-def test_a_gate_stays_shut_when_the_new_results_lack_a_configuration(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("base", "new", "words"),
+    [
+        ([record_of(FAST), record_of(FAST, start="cold")], record_of(FAST), "no new results of gemma-3n"),
+        ([record_of(FAST)], record_of([]), "no new results of tg128 of gemma-3n"),
+        ([record_of([])], record_of(FAST), "no test with values in both"),
+        ([record_of([0.0] * 5)], record_of(FAST), "a median of 0 in the base of tg128 of gemma-3n"),
+    ],
+    ids=["configuration", "test", "nothing", "zero"],
+)
+def test_a_gate_stays_shut_when_something_cannot_be_judged(
+    base: list[BenchRecord], new: BenchRecord, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = write(tmp_path / "a", record_of(FAST), record_of(FAST, start="cold"))
-    new = write(tmp_path / "b", record_of(FAST))
-    assert main(["compare", base, new]) == 0
-    assert main(["compare", base, new, "--max-regression", "5%"]) == 2
-    assert "no new results of" in capsys.readouterr().err
+    files = [write(tmp_path / "a", *base), write(tmp_path / "b", new)]
+    assert main(["compare", *files]) == 0
+    assert main(["compare", *files, "--max-regression", "5%"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_median_that_stays_zero_is_no_regression(tmp_path: Path) -> None:
+    files = [write(tmp_path / name, record_of([0.0] * 5)) for name in "ab"]
+    assert main(["compare", *files, "--max-regression", "5%"]) == 0

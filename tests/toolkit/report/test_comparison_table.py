@@ -23,6 +23,14 @@ def test_the_table_and_json_say_the_same() -> None:
     assert test["ratio_low"] < 1.2 < test["ratio_high"]
 
 
+def test_a_base_of_zero_has_dashes_for_its_change() -> None:
+    found = compare_results([record_of([0.0] * 5)], [record_of(BASE)])
+    cells = [cell.strip() for cell in comparison_table(found).splitlines()[2].strip("|").split("|")]
+    assert cells[4:7] == ["-", "-", "base not above 0"]
+    test = json.loads(json.dumps(comparison_json(found)))["tests"][0]
+    assert (test["ratio"], test["ratio_low"], test["verdict"]) == (None, None, "base not above 0")
+
+
 def test_what_differs_and_what_one_side_lacks_stands_below_the_table() -> None:
     text = comparison_table(compare_results([*RECORDS[1:3], record_of(BASE)], [record_of(FASTER, tool="b\x1b[31m")]))
     _, below = text.split("\n\n")

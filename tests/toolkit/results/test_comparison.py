@@ -115,5 +115,39 @@ def test_regressions_are_shown_ones_beyond_the_limit() -> None:
     assert not noisy.regressions(0.0)
 
 
-def test_a_run_without_a_value_is_no_test() -> None:
-    assert not compare_results([record_of([])], [record_of(BASE)]).tests
+def record_with(**tests: list[float]) -> BenchRecord:
+    """A record with these tests, whose figures are all rates; `pp512` is a prefill's."""
+    figures: dict[str, FigureName] = {"pp512": "prefill_tokens_per_s", "tg128": "decode_tokens_per_s"}
+    iterations = tuple(
+        replace(item, figures={figures[test]: values[i] for test, values in tests.items() if i < len(values)})
+        for i, item in enumerate(record_of(BASE).iterations)
+    )
+    return record_of(BASE, tests={test: figures[test] for test in tests}, iterations=iterations)
+
+
+@pytest.mark.parametrize("new", [record_with(tg128=BASE), record_with(pp512=[], tg128=BASE)], ids=["absent", "no value"])
+def test_a_test_with_values_on_one_side_alone_is_listed(new: BenchRecord) -> None:
+    base, listed = record_with(pp512=BASE, tg128=BASE), "pp512 of gemma-3n-E2B-it-int4 E2B litert_lm_advanced_main cpu"
+    found = compare_results([base], [new])
+    assert [item.test for item in found.tests] == ["tg128"]
+    assert [text.partition(" 4 threads")[0] for text in found.only_in_base] == [listed] and not found.only_in_new
+    swapped = compare_results([new], [base])
+    assert swapped.only_in_new == found.only_in_base and not swapped.only_in_base
+    again = compare_results([base], [new, base])
+    assert len(again.tests) == 2 and not again.only_in_base, "another run of the configuration has the values"
+
+
+def test_a_test_with_another_figure_is_another_test() -> None:
+    found = compare_results([record_of(BASE)], [record_of(BASE, figure="prefill_tokens_per_s")])
+    assert not found.tests
+    assert found.only_in_base[0].startswith("tg128 (decode_tokens_per_s) of gemma-3n")
+    assert found.only_in_new[0].startswith("tg128 (prefill_tokens_per_s) of gemma-3n")
+
+
+def test_a_base_of_zero_leaves_the_other_tests_compared() -> None:
+    zero = [0.0] * 5
+    found = compare_results([record_with(pp512=zero, tg128=BASE)], [record_with(pp512=BASE, tg128=FASTER)])
+    assert [(item.verdict, item.is_judged) for item in found.tests] == [("base not above 0", False), ("faster", True)]
+    assert not found.regressions(0.0)
+    same = compare_results([record_with(pp512=zero)], [record_with(pp512=zero)])
+    assert [(item.verdict, item.is_judged) for item in same.tests] == [("base not above 0", True)]

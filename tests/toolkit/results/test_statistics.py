@@ -166,6 +166,7 @@ def test_runs_of_unequal_length_are_compared() -> None:
     assert (found.interval.low, found.interval.high) == (2.0, 2.0)
 
 
-def test_a_base_of_zero_is_refused() -> None:
-    with pytest.raises(UsageError, match="above 0"):
-        compare([[0.0] * 5], [[1.0] * 5])
+@pytest.mark.parametrize(("count", "verdict"), [(5, "base not above 0"), (4, "too few values")])
+def test_a_base_of_zero_has_no_ratio(count: int, verdict: str) -> None:
+    found = compare([[0.0] * count], [[1.0] * count])
+    assert (found.ratio, found.interval, found.verdict) == (None, None, verdict)

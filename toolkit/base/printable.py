@@ -37,5 +37,15 @@ def printable_json(text: str) -> str:
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def spreadsheet_text(text: str) -> str:
+    """`printable` for a cell of CSV, with an apostrophe before what a spreadsheet would take for a formula.
+
+    >>> spreadsheet_text("=1+1"), spreadsheet_text("1 + 1")
+    ("'=1+1", '1 + 1')
+    """
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from toolkit.base.printable import printable
+from toolkit.base.printable import printable, spreadsheet_text
 
 Form = Literal["md", "csv", "json", "jsonl"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -99,7 +99,7 @@ def _fits_csv(value: object) -> bool:
 
 def _csv_cell(value: object) -> object:
     text = "; ".join(_texts(value)) if isinstance(value, list) else value
-    return printable(text) if isinstance(text, str) else text
+    return spreadsheet_text(text) if isinstance(text, str) else text
 
 
 def _escaped(cell: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.base.outputs import OutputKind
-from toolkit.base.printable import printable
+from toolkit.base.printable import spreadsheet_text
 from toolkit.results.iteration_table import Cell, IterationTable
 
 EXTRA = "parquet"
@@ -19,8 +19,6 @@ _MARK = b"gemma_edge_table"
 """A key of our Parquet files' metadata, by which they are recognised."""
 _HEAD = b"record,iteration,started_utc,"
 _MAGIC = b"PAR1"
-_FORMULA = ("=", "+", "-", "@")
-"""A spreadsheet would evaluate a device's name that begins so; an apostrophe before it makes it a text."""
 _FOOTER_BYTES = 1 << 20
 
 
@@ -50,10 +48,7 @@ def csv_bytes(table: IterationTable) -> bytes:
 def _csv_cell(cell: Cell) -> object:
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    if not isinstance(cell, str):
-        return cell
-    text = printable(cell)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return spreadsheet_text(cell) if isinstance(cell, str) else cell
 
 
 def parquet_bytes(table: IterationTable) -> bytes:

@@ -26,6 +26,12 @@ def test_csv_joins_texts_and_leaves_out_lists_of_numbers() -> None:
     assert second == {"name": "c", "n": "20", "notes": ""}
 
 
+def test_csv_has_no_formulas_of_strangers() -> None:
+    row = {"device": "=HYPERLINK(1)", "model": "@a", "notes": ["+b", "-c"], "change": -1.5}
+    (found,) = csv.DictReader(render([row], [], "csv").splitlines())
+    assert found == {"device": "'=HYPERLINK(1)", "model": "'@a", "notes": "'+b; -c", "change": "-1.5"}
+
+
 def test_json_and_json_lines_hold_the_rows_as_they_are() -> None:
     assert json.loads(render(ROWS, COLUMNS, "json")) == ROWS
     assert [json.loads(line) for line in render(ROWS, COLUMNS, "jsonl").splitlines()] == ROWS

@@ -16,8 +16,9 @@ from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.strict_json import open_regular, parse_json, read_record, without_format
 from toolkit.results.figures import FigureName
 from toolkit.results.record import FORMAT, BenchRecord, Delegation, TraceRecord
+from toolkit.results.samples import merge_samples
 
-_OPTIONAL = ("script", "energy", "clusters", "trace", "device_serial", "fault")
+_OPTIONAL = ("script", "energy", "clusters", "trace", "device_serial", "fault", "samples_merged")
 """The keys that a line may omit instead of null, because they were added to the format later."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536
@@ -68,16 +69,28 @@ def parse_record(line: bytes, file: Path | str | None = None, place: str | None 
 
 
 def dump_record(record: BenchRecord) -> bytes:
-    """Encode a record as one line; ResultsError for one that `parse_record` would reject."""
-    value = {"format": FORMAT, **dataclasses.asdict(record)}
-    for key in _OPTIONAL:
-        if value[key] is None:
-            del value[key]
-    line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    """Encode a record as one line; ResultsError for one that `parse_record` would reject.
+
+    The samples of a run that is too long for one line are merged, as few of them as possible.
+    """
+    line = _encoded(record)
+    merged, samples = 1, len(record.samples.columns.get("t_s", ()))
+    while len(line) > MAX_LINE_BYTES and merged < samples:
+        # As if the line had nothing but samples, so at first too few are merged rather than too many.
+        merged = max(merged + 1, merged * len(line) // MAX_LINE_BYTES)
+        line = _encoded(merge_samples(record, merged))
     if len(line) > MAX_LINE_BYTES:
         raise ResultsError("record", found=f"{len(line):,} bytes", wanted=f"at most {MAX_LINE_BYTES:,}")
     parse_record(line)
     return line
+
+
+def _encoded(record: BenchRecord) -> bytes:
+    value = {"format": FORMAT, **dataclasses.asdict(record)}
+    for key in _OPTIONAL:
+        if value[key] is None:
+            del value[key]
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 class ResultsWriter:

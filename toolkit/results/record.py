@@ -329,6 +329,8 @@ class BenchRecord:
     """Only if several devices were measured together, so that two devices of the same model can be told apart."""
     fault: str | None = None
     """The error that ended the run early."""
+    samples_merged: Annotated[int, Range(2, 2**31)] | None = None
+    """How many successive samples each value of `samples` and `clusters` stands for; None: one."""
 
     @property
     def conditions(self) -> str:

@@ -125,7 +125,9 @@ def record_with(**tests: list[float]) -> BenchRecord:
     return record_of(BASE, tests={test: figures[test] for test in tests}, iterations=iterations)
 
 
-@pytest.mark.parametrize("new", [record_with(tg128=BASE), record_with(pp512=[], tg128=BASE)], ids=["absent", "no value"])
+@pytest.mark.parametrize(
+    "new", [record_with(tg128=BASE), record_with(pp512=[], tg128=BASE)], ids=["absent", "no value"]
+)
 def test_a_test_with_values_on_one_side_alone_is_listed(new: BenchRecord) -> None:
     base, listed = record_with(pp512=BASE, tg128=BASE), "pp512 of gemma-3n-E2B-it-int4 E2B litert_lm_advanced_main cpu"
     found = compare_results([base], [new])

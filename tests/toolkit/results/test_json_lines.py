@@ -17,9 +17,10 @@ import pytest
 from paths import FIXTURES, REPOSITORY
 
 from toolkit.base.errors import EnvironmentFault, ResultsError, UsageError
+from toolkit.results import json_lines
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import dump_record, open_results, parse_record, read_results
-from toolkit.results.record import BenchRecord
+from toolkit.results.record import BenchRecord, ClusterRecord, Samples
 
 FIXTURE = FIXTURES / "results.jsonl"
 LINES = FIXTURE.read_bytes().splitlines(keepends=True)
@@ -64,6 +65,42 @@ def test_a_record_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> 
     with open_results(path) as writer, pytest.raises(ResultsError, match=r"tests tg128: found tokens"):
         writer.append(broken)
     assert not path.exists()
+
+
+def record_of_samples(count: int) -> BenchRecord:
+    """A record of a long run: its memory peaks once, and every tenth sample has a temperature."""
+    columns: dict[FigureName, tuple[float | None, ...]] = {
+        "t_s": tuple(0.2 * i for i in range(count)),
+        "rss_bytes": tuple(9_000_000 if i == count // 2 + 1 else 1_000_000 + i for i in range(count)),
+        "temperature_celsius": tuple(30 + i / count if i % 10 == 1 else None for i in range(count)),
+    }
+    record = read_results(FIXTURE).records[0]
+    cores = ClusterRecord("policy0", None, tuple(1_800_000_000 + i for i in range(count)), ())
+    return dataclasses.replace(record, samples=Samples(columns, "SKIN"), clusters=(cores,))
+
+
+def test_samples_that_do_not_fit_on_a_line_are_merged_and_peaks_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = record_of_samples(3000)
+    whole = len(dump_record(record))
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", whole // 2)
+    line = dump_record(record)
+    merged = parse_record(line)
+    assert merged.samples_merged == 3 and whole // 4 < len(line) <= whole // 2
+    assert dump_record(merged) == line
+    assert dataclasses.replace(merged, samples=record.samples, clusters=record.clusters, samples_merged=None) == record
+    columns, all_columns = merged.samples.columns, record.samples.columns
+    assert columns["t_s"] == all_columns["t_s"][::3]
+    assert columns["rss_bytes"][500:502] == (9_000_000, 1_001_505)
+    assert max(each for each in columns["temperature_celsius"] if each is not None) == 30 + 2991 / 3000
+    assert sum(each is not None for each in columns["temperature_celsius"]) == 300
+    assert merged.clusters is not None and merged.clusters[0].frequency_hz[:2] == (1_800_000_002, 1_800_000_005)
+
+
+def test_a_record_that_is_too_long_without_its_samples_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = record_of_samples(20)
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1000)
+    with pytest.raises(ResultsError, match="wanted at most 1,000"):
+        dump_record(record)
 
 
 @pytest.mark.parametrize("kept", [1, 500, len(LINES[1]) - 1])

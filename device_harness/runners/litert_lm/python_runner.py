@@ -50,7 +50,8 @@ def _job(machine: Machine, model: PlacedModel, found: EngineModel, workload: Wor
         read_failure=read_gpu_failure if workload.backend == "gpu" else None,
         model=model.record,
         binaries=binaries,
-        weight_caches=(f"{cache}/*xnnpack_cache*",),
+        # The folder has nothing but the engine's caches: packed weights, and the GPU's weights and compiled kernels.
+        weight_caches=(f"{cache}/*",),
         groups=found.groups(model.path),
         context=found.context,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine
 from device_harness.machines.program import place_program
 from device_harness.native.answer import DeviceSettings
+from device_harness.runners import python_child
 from device_harness.runners.benchmark_model.runner import BenchmarkModelRunner
 from device_harness.runners.google_program import GoogleProgram
 from device_harness.runners.interface import FileRange, Job, Reading, Runner, Workload
@@ -29,6 +31,12 @@ from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.bundle.write import write_bundle
 from toolkit.litertlm.reader import LitertlmContent, read_litertlm
 from toolkit.results.record import Delegation
+
+ENGINE_CACHES = (
+    ".xnnpack_cache_1_2", ".vision_adapter.xnnpack_cache", "_1_2_mldrift_program_cache.bin",
+    ".vision_encoder_1_2_mldrift_weight_cache.bin", "_16442536968298684338.bin", "_1_2.mtp_drafter_mldrift.bin",
+)  # fmt: skip
+"""The endings of files that LiteRT-LM keeps of `model.litertlm`."""
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +173,7 @@ def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing
 ) -> None:
     (job,) = jobs(LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin"))), machine, litertlm)
     folder = folder_device.path("/data/local/tmp/gemma-edge")
-    endings = (
-        ".xnnpack_cache_1_2", ".vision_adapter.xnnpack_cache", "_1_2_mldrift_program_cache.bin",
-        ".vision_encoder_1_2_mldrift_weight_cache.bin", "_16442536968298684338.bin", "_1_2.mtp_drafter_mldrift.bin",
-    )  # fmt: skip
-    for ending in endings:
+    for ending in ENGINE_CACHES:
         (folder / f"model.litertlm{ending}").write_bytes(b"cache")
     (folder / "model2.litertlm_1_2_mldrift_program_cache.bin").write_bytes(b"another's")
     workload = Workload(15, 3, "cold")
@@ -178,6 +182,23 @@ def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing
     assert outcome.ended_by is None
     left = {path.name for path in folder.iterdir() if path.name.startswith("model")}
     assert left == {"model.litertlm", "model2.litertlm_1_2_mldrift_program_cache.bin"}
+
+
+def test_a_cold_start_of_the_engine_in_python_removes_the_gpu_s_caches_too(
+    litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(python_child, "binaries", lambda *_: ())
+    workload = Workload(15, 3, "cold", "gpu")
+    (planned,) = jobs(LiteRtLmPythonRunner(), Host(), litertlm, workload)
+    folder = Path(planned.argv[planned.argv.index("--cache") + 1])
+    folder.mkdir(parents=True)
+    for ending in ENGINE_CACHES:
+        (folder / f"model.litertlm{ending}").write_bytes(b"cache")
+    job = replace(planned, argv=("true",), read=lambda _: Reading({"decode_tokens_per_s": 1.0}), read_failure=None)
+    subject = Subject(Host(), read_device(Host()), "litert_lm_python", job)
+    outcome = run_job(subject, workload, JobSettings(1), progress=lambda *_: None, note=lambda _: None)
+    assert outcome.ended_by is None and not list(folder.iterdir())
 
 
 def test_benchmark_model_has_a_job_for_each_signature(machine: AdbDevice, bundle: Path, tmp_path: Path) -> None:

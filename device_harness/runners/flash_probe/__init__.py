@@ -1,7 +1,7 @@
 """The runner that times reads of per-layer embedding rows with the flash probe."""
 
-from device_harness.runners.interface import Runner
-from device_harness.runners.spec import RunnerRequest, RunnerSpec
+from device_harness.runners.interface import Runner, Workload
+from device_harness.runners.spec import RunnerOptions, RunnerRequest, RunnerSpec
 
 
 def _make(request: RunnerRequest) -> Runner:
@@ -10,9 +10,16 @@ def _make(request: RunnerRequest) -> Runner:
     return FlashProbeRunner()
 
 
+def _check(options: RunnerOptions, workload: Workload) -> None:
+    from device_harness.runners.flash_probe.runner import check_workload
+
+    check_workload(workload)
+
+
 SPEC = RunnerSpec(
     name="flash_probe",
     about="reads per-layer embeddings from flash, as gemma-edge probe does",
     takes=("bundle",),
+    check=_check,
     make=_make,
 )

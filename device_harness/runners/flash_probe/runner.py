@@ -17,6 +17,15 @@ _SINGLE_ROWS = ("pread", "pread_random", "mmap", "mmap_random")
 _BATCHES = (*_SINGLE_ROWS, "pread_readahead", "mmap_willneed")
 
 
+def check_workload(workload: Workload) -> None:
+    """UsageError for a context, a number of threads or a backend other than the CPU, which would have no effect."""
+    given = {"--context": workload.context, "--threads": workload.threads}
+    options = [option for option, value in given.items() if value is not None]
+    options += ["--backend"] if workload.backend != "cpu" else []
+    if options:
+        raise UsageError(options[0], found=f"cannot be used with {FLASH_PROBE}, which runs no model")
+
+
 @dataclass(frozen=True, slots=True)
 class FlashProbeRunner:
     """Runs one process that reads with every access method, cold or warm as the workload's start says."""
@@ -24,10 +33,7 @@ class FlashProbeRunner:
     settings: ProbeSettings = field(default_factory=ProbeSettings)
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """Plan one job; every bundle has shards. UsageError if a context is given."""
-        if workload.context is not None:
-            found = f"cannot be used with {FLASH_PROBE}, which runs no conversation"
-            raise UsageError("--context", found=found)
+        """Plan one job; every bundle has shards."""
         manifest = model.manifest
         assert manifest is not None
         settings = replace(self.settings, state=workload.start)

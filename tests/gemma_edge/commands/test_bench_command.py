@@ -270,6 +270,8 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
         (["--context", "0"], "--context"),
         (["--context", "32"], "--context: found 32, wanted 40, which the bundle's graphs are made for"),
         (["--runner", "flash_probe", "--context", "40"], "--context: cannot be used with flash_probe"),
+        (["--runner", "flash_probe", "--threads", "4"], "--threads: cannot be used with flash_probe"),
+        (["--runner", "flash_probe", "--backend", "gpu"], "--backend: cannot be used with flash_probe"),
         (["--stay-awake"], "--stay-awake: found this computer"),
     ],
 )

@@ -33,10 +33,13 @@ Amount = Annotated[float, Range(0, 1e18)]
 
 MOST_READS = 1 << 20
 """The program's maximum for each of: reads, rows of a batch, batches."""
+MOST_TOKENS = 1 << 22
+"""The program's maximum of listed token ids."""
 
 _BAD_INPUT = 2
-_MOST_TOKEN_BYTES = 16 * (1 << 22)
-"""The largest file of token ids: the program takes at most 2**22 ids, of at most eight digits."""
+_MOST_BATCH_BYTES = 1 << 30
+_MOST_TOKEN_BYTES = 16 * MOST_TOKENS
+"""The largest file of token ids, which have at most eight digits."""
 _QUICK_S = 20.0
 _BASE_S = 120.0
 _SLOWEST_ROW_S = 0.02
@@ -124,6 +127,24 @@ class ProbeResult:
     program: NativeProgram
     table: TableFacts
     measures: tuple[ReadMeasure, ...]
+
+
+def require_settings(settings: ProbeSettings, row_bytes: int) -> None:
+    """UsageError for what the program would refuse; `row_bytes`: of each row of the table."""
+    limits = {
+        "--reads": (settings.reads, 1, MOST_READS),
+        "--batch": (settings.batch_rows, 2, min(MOST_READS, _MOST_BATCH_BYTES // row_bytes)),
+        "--batches": (settings.batches, 1, MOST_READS),
+        "--seed": (settings.seed, 0, 2**64 - 1),
+    }
+    for option, (found, least, most) in limits.items():
+        if not least <= found <= most:
+            room = f", 1 GiB of rows of {row_bytes:,} bytes" if option == "--batch" and most < MOST_READS else ""
+            raise UsageError(option, found=found, wanted=f"{least} to {most}{room}")
+    if settings.tokens is not None and not 1 <= len(settings.tokens) <= MOST_TOKENS:
+        raise UsageError("--tokens", found=f"{len(settings.tokens):,} ids", wanted=f"1 to {MOST_TOKENS:,}")
+    if any(abs(token) >= 2**63 for token in settings.tokens or ()):
+        raise UsageError("--tokens", found="a token id of more than 64 bits")
 
 
 def shard_names(manifest: Manifest) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from device_harness.flash.probe import (
     ProbeSettings,
     probe_device,
     probe_host,
+    require_settings,
     shard_groups,
     shard_names,
 )
@@ -24,6 +25,7 @@ from device_harness.push.source import PushProgress, Step, open_source
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.bundle.ple_shards import read_header
 
 
 def _ignore(done: int, total: int) -> None:
@@ -63,16 +65,16 @@ def probe(
     target: the bundle's folder on the device.
     settings: how many rows to read, and which.
 
-    BundleError for invalid shards, EnvironmentFault if the device fails or the probe cannot be built for it.
+    UsageError for numbers that the probe does not take, BundleError for invalid shards, EnvironmentFault if the device
+    fails or the probe cannot be built for it.
     """
     if host and target is not None:
         raise UsageError("--target", found="it cannot be used together with --host")
     settings, listener = settings or ProbeSettings(), listener or ProbeListener()
-    if settings.batch_rows < 2:
-        raise UsageError("--batch", found=str(settings.batch_rows), wanted="at least 2")
     path = Path(bundle)
     manifest = read_manifest(path)
     names = shard_names(manifest)
+    require_settings(settings, read_header(path / names[0]).layout.row_bytes)
     if host:
         with tempfile.TemporaryDirectory() as scratch, listener.reading("") as progress:
             shards = [path / name for name in names]

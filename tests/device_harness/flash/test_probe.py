@@ -29,6 +29,7 @@ from device_harness.flash.probe import (
     TableFacts,
     probe_device,
     read_token_file,
+    require_settings,
     shard_names,
 )
 from device_harness.programs import build
@@ -172,7 +173,7 @@ def test_what_the_device_says_is_the_error(bundle: Path, folder_device: Emulator
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--batch", "1"), "--batch: found 1, wanted at least 2"),
+        (("--batch", "1"), "--batch: found 1, wanted 2 to 1048576"),
         (("--reads", "0"), "--reads: found '0', wanted 1 to"),
         (("--host", "--target", "/data/x"), "--target: it cannot be used together with --host"),
         (("--seed", "x"), "--seed: found 'x', wanted 0 to"),
@@ -183,6 +184,37 @@ def test_wrong_options_are_refused(
 ) -> None:
     assert main(["probe", str(bundle), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (ProbeSettings(batch_rows=104_858), "--batch: found 104858, wanted 2 to 104857, 1 GiB of rows of 10,240 bytes"),
+        (ProbeSettings(batches=0), "--batches: found 0, wanted 1 to 1048576"),
+        (ProbeSettings(seed=2**64), "--seed: found 18446744073709551616, wanted 0 to 18446744073709551615"),
+        (ProbeSettings(tokens=(1, 2**63)), "--tokens: a token id of more than 64 bits"),
+        (ProbeSettings(tokens=()), "--tokens: found 0 ids, wanted 1 to 4,194,304"),
+    ],
+)
+def test_what_the_program_would_refuse_is_found_before_it_runs(settings: ProbeSettings, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        require_settings(settings, row_bytes=10_240)
+    require_settings(ProbeSettings(batch_rows=104_857, tokens=(2**63 - 1,)), row_bytes=10_240)
+
+
+@pytest.mark.slow
+@needs_gcc
+def test_only_a_device_that_says_so_is_emulated(
+    bundle: Path, folder_device: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    getprop = folder_device.path("/system/bin/getprop")
+    script = getprop.read_text()
+    getprop.write_text("#!/bin/sh\necho '[ro.kernel.qemu]: [0]'\n")
+    try:
+        assert main(["probe", str(bundle), "--device", folder_device.serial, "--json", *QUICK]) == 0
+    finally:
+        getprop.write_text(script)
+    assert json.loads(capsys.readouterr().out)["emulated"] is False
 
 
 @pytest.mark.parametrize("text", ["", "1 two", "1,2", "\u00e9"])

@@ -146,7 +146,8 @@ RUN = [
 ]
 OLD: Settings = {"version": VERSION, "max_payload_bytes": LEGACY_PAYLOAD_BYTES, "features": frozenset()}
 EMULATOR = [
-    row("--port 5557", port=5557),
+    row("--port 0", port=0),
+    row("--port 65535", port=65535),
     row("--memory 1MB", memory_bytes=10**6),
     row("--storage 2MB", storage_bytes=2 * 10**6),
     row("--fault battery=15 --fault corrupt=9", faults__battery_percent=15, faults__corrupt_at_byte=9),

@@ -144,6 +144,8 @@ def history_table(found: Sequence[History]) -> str:
 
 def _change(before: Measured, now: Measured) -> str:
     found = compare(before.runs, now.runs)
+    if found.ratio is None:
+        return found.verdict
     return f"{found.ratio - 1:+.1%}" + ("" if found.interval is None else f" ({found.verdict})")
 
 

@@ -220,11 +220,15 @@ def run_shell(link: Connection, command: str, *, timeout: float) -> ShellResult:
         for name, data in stream:
             parts[name].append(data)
         code = stream.exit_code
-    if code == KILLED_EXIT_CODE and time.monotonic() - started >= timeout:
-        found = f"the command ran over {timeout:g} s and was killed"
-        raise DeviceTimeout(f"{link.name} shell", found=found, remedy="allow it longer")
+    require_in_time(f"{link.name} shell", code, time.monotonic() - started, timeout)
     stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
     return ShellResult(stdout, stderr, code)
+
+
+def require_in_time(what: str, code: int, seconds: float, limit: float) -> None:
+    """DeviceTimeout if a command was killed after its limit in seconds; one killed before it lacked memory, say."""
+    if code == KILLED_EXIT_CODE and seconds >= limit:
+        raise DeviceTimeout(what, found=f"the command ran over {limit:g} s and was killed", remedy="allow it longer")
 
 
 def _require_bounded(what: str, count: int, most: int) -> None:

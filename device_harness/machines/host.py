@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
 from device_harness.adb.faults import DeviceFault, DeviceTimeout
-from device_harness.adb.shell import KILLED_EXIT_CODE, ShellResult, StreamName
+from device_harness.adb.shell import ShellResult, StreamName, require_in_time
 from device_harness.machines.machine import Machine, MachineKind
 from device_harness.push.program import ProgramFiles
 from device_harness.push.source import PushProgress, PushSource
@@ -42,14 +43,13 @@ class Host:
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
         """Run a command to its end; after `timeout` seconds it is killed, and DeviceTimeout raised, as on a device."""
+        started = time.monotonic()
         with self.stream_shell(command, timeout=timeout) as running:
             parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
             for name, data in running:
                 parts[name].append(data)
             stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
-            if running.exit_code == KILLED_EXIT_CODE:
-                found = "the command does not end in time"
-                raise DeviceTimeout("host shell", found=found, remedy="allow it longer")
+            require_in_time("host shell", running.exit_code, time.monotonic() - started, timeout)
             return ShellResult(stdout, stderr, running.exit_code)
 
     def stream_shell(self, command: str, *, timeout: float) -> HostCommand:

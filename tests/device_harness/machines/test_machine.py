@@ -9,6 +9,7 @@ import pytest
 from adbd import Peer
 
 from device_harness.adb.faults import ConnectionLost, DeviceTimeout
+from device_harness.adb.shell import ShellResult
 from device_harness.adb.transport import Transport
 from device_harness.emulator.faults import Faults
 from device_harness.machines.device import AdbDevice
@@ -26,9 +27,13 @@ def test_the_host_tells_output_and_exit_code() -> None:
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: object) -> None:
     mark = f"sleep 61.{id(tmp_path)}"
-    with pytest.raises(DeviceTimeout):
+    with pytest.raises(DeviceTimeout, match=r"ran over 0.5 s and was killed"):
         Host().shell(f"{mark} & {mark}", timeout=0.5)
     assert mark not in Host().shell("ps -eo args | grep -v grep", timeout=20).stdout
+
+
+def test_a_command_that_is_killed_before_its_time_limit_has_an_exit_code() -> None:
+    assert Host().shell("echo out; kill -KILL $$", timeout=20) == ShellResult("out\n", "", 137)
 
 
 def test_a_command_that_is_left_is_ended() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ _MOST_NAME = 80
 _MOST_REASON = 200
 _SIGNER_SUFFIX = ".adb_key"
 _ALLOW = "unlock the device and allow this computer's key on its screen"
+_WIRELESS = re.compile(r"adb-(.+)-[A-Za-z0-9]+\._adb-tls-connect\._tcp\.?", re.ASCII)
+"""The name of a wirelessly paired device, which has its serial number (AOSP, daemon/adb_wifi.cpp)."""
 _SERVER_STATES: dict[str, tuple[State, str]] = {
     "device": ("device", ""),
     "unauthorized": ("unauthorized", f"a device that does not know the key of adb's server; {_ALLOW}"),
@@ -88,7 +91,7 @@ def searches_usb() -> bool:
 
 
 def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport:
-    """Connect to `name` (USB serial, HOST[:PORT] or emulator-PORT), else to ANDROID_SERIAL, else to the only device.
+    """Connect to `name` (USB serial or place, HOST[:PORT], emulator-PORT), else to ANDROID_SERIAL or the only device.
 
     Goes through adb's server if one runs and has the device. UsageError, listing the devices, if there are several;
     EnvironmentFault, with the reason, if none can be used.
@@ -103,14 +106,15 @@ def find_endpoint(name: str) -> Endpoint:
     """Find a device by name: among those of adb's server first, then by USB serial, which may look like a host."""
     server, held = _held_devices()
     device = held.get(_canonical(name))
+    is_address = _address(name) is not None
     # A device that the server could not reach may still be reachable from here.
-    if server is not None and device is not None and (device.state == "device" or not _may_be_address(name)):
+    if server is not None and device is not None and (device.state == "device" or not is_address):
         return _server_endpoint(server, device)
     usb = _usb_endpoints()
     for endpoint in usb:
         if endpoint.serial == name:
             return endpoint
-    if _may_be_address(name):
+    if is_address:
         return tcp_endpoint(name)
     others = ", ".join([*held, *(endpoint.serial for endpoint in usb)]) or "none"
     raise UsageError(
@@ -118,6 +122,25 @@ def find_endpoint(name: str) -> Endpoint:
         found=f"no device of this name (connected: {others}), and not HOST:PORT",
         remedy=_usb_hint(),
     )
+
+
+def device_key(name: str) -> str:
+    """A name that all names of a device share, as far as they show that they are of one device.
+
+    >>> device_key("emulator-5554"), device_key("adb-R58M123-vIqgVe._adb-tls-connect._tcp")
+    ('127.0.0.1:5555', 'R58M123')
+    """
+    wireless = _WIRELESS.fullmatch(name)
+    return _canonical(name) if wireless is None else wireless[1]
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """UsageError if a device is named twice, as far as the names show it."""
+    for i, name in enumerate(names):
+        before = next((other for other in names[:i] if device_key(other) == device_key(name)), None)
+        if before is not None:
+            also = "" if before == name else f": {before} and {name}"
+            raise UsageError("--device", found=f"the same device twice{also}")
 
 
 def tcp_endpoint(address: str) -> Endpoint:
@@ -235,9 +258,23 @@ def _canonical(name: str) -> str:
     >>> _canonical("emulator-5554"), _canonical("localhost:5555"), _canonical("R58M123")
     ('127.0.0.1:5555', '127.0.0.1:5555', 'R58M123')
     """
-    if not _may_be_address(name):
-        return name
-    host, _, port = tcp_endpoint(name).serial.rpartition(":")
+    return _address(name) or name
+
+
+def _address(name: str) -> str | None:
+    """The one form of an address HOST:PORT; None for a name that is none, such as a place on USB.
+
+    >>> _address("10.0.0.2"), _address("usb:1-2"), _address("usb:1:7"), _address("a:b")
+    ('10.0.0.2:5555', None, None, None)
+    """
+    is_ipv4 = name.count(".") == 3 and name.replace(".", "").isdigit()
+    is_on_usb = name.startswith("usb:") and not name.removeprefix("usb:").isdigit()
+    if is_on_usb or not (":" in name or is_ipv4 or name == "localhost" or name.startswith("emulator-")):
+        return None
+    try:
+        host, _, port = tcp_endpoint(name).serial.rpartition(":")
+    except UsageError:
+        return None
     return f"{_LOCAL if host == 'localhost' else host}:{port}"
 
 
@@ -270,11 +307,6 @@ def _usb_endpoint(serial: str) -> Endpoint:
         raise ConnectionLost(serial, found="no such device on USB", remedy="check the cable")
 
     return Endpoint(serial, "usb", lambda: Link(serial, find()))
-
-
-def _may_be_address(name: str) -> bool:
-    is_ipv4 = name.count(".") == 3 and name.replace(".", "").isdigit()
-    return ":" in name or is_ipv4 or name == "localhost" or name.startswith("emulator-")
 
 
 def _usb_hint() -> str:

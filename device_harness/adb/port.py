@@ -277,15 +277,19 @@ def has_usb() -> bool:
 
 
 def usb_devices() -> Iterator[tuple[str, UsbPort]]:
-    """Yield the serial number and port of each adb device on USB; a bus path replaces an unreadable serial."""
+    """Yield the serial number and port of each adb device on USB.
+
+    Its place replaces a serial number that is missing or cannot be read: `usb:1-4.2`, as adb's server names it.
+    """
     if UsbTransport is None:
         return
     for transport in UsbTransport.find_all_adb_devices():
         try:
-            serial = str(transport.serial_number)
+            serial = transport.serial_number
         except Exception:  # libusb's own classes: without permission, the serial cannot be read
-            serial = "usb:" + "-".join(str(part) for part in transport.port_path)
-        yield serial, UsbPort(transport)
+            serial = None
+        bus, *ports = transport.port_path
+        yield str(serial or f"usb:{bus}-{'.'.join(map(str, ports))}"), UsbPort(transport)
 
 
 class Handshake(_AdbIOManager):  # type: ignore[misc]

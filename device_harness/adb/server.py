@@ -37,7 +37,9 @@ _PAUSE_S = 0.2
 _READ_BYTES = 256 * 1024
 _MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
 """The maximum number of unread bytes from the device while we write to it."""
-_DEVICE = re.compile(r"(\S+)\s+(.+?)((?: [a-z_]+:\S*)*)", re.ASCII)
+_DEVICE = re.compile(r"(\(no serial number\)|\S+)\s+(.+?)((?: [a-z_]+:\S*)*)", re.ASCII)
+_NO_SERIAL = re.compile(r"\(no serial number\)|\?+")
+"""What the server shows for a device without a serial number, or with one that it may not read."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class ServerDevice:
     """A device that the server lists; `state` as the server words it: `device`, `offline`, `no permissions (...)`."""
 
     serial: str
+    """Its serial number or address; its place on USB if it has none, such as `usb:1-2`, which the server takes too."""
     state: str
     is_usb: bool
     model: str
@@ -126,8 +129,9 @@ def parse_devices(text: str) -> tuple[ServerDevice, ...]:
         if match is None:
             continue
         words = dict(word.split(":", 1) for word in match[3].split())
-        device = ServerDevice(match[1], match[2], "usb" in words, words.get("model", ""), words.get("product", ""))
-        found.append(device)
+        has_place = "usb" in words
+        serial = f"usb:{words['usb']}" if has_place and _NO_SERIAL.fullmatch(match[1]) else match[1]
+        found.append(ServerDevice(serial, match[2], has_place, words.get("model", ""), words.get("product", "")))
     return tuple(found)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from device_harness.adb.devices import require_distinct
 from device_harness.bench.placement import open_model
 from device_harness.bench.run import BenchRequest, BenchSettings, choose_runner
 from device_harness.push.source import PushProgress
@@ -106,8 +107,9 @@ def bench_each(
     device is asked. After an interrupt, every device ends its measurement as it would alone, and what has been measured
     is yielded before the interrupt is raised.
     """
-    if not devices or len(set(devices)) < len(devices):
-        raise UsageError("--device", found="the same device twice" if devices else "no device")
+    if not devices:
+        raise UsageError("--device", found="no device")
+    require_distinct(devices)
     # Which runner each device has is known only once it has been asked.
     first = listener(devices[0], choose_runner(request))
     with first.pushing("") as progress:

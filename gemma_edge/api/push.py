@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from device_harness.adb.devices import connect
+from device_harness.adb.devices import connect, require_distinct
 from device_harness.adb.transport import remote_path
 from device_harness.push.push import default_target, push_source
 from device_harness.push.receiver import Receiver, place_receiver
 from device_harness.push.result import PushResult
 from device_harness.push.source import PushProgress, PushSource, Step, open_source
-from toolkit.base.errors import ToolkitError, UsageError
+from toolkit.base.errors import ToolkitError
 from toolkit.litertlm.hashes import require_hashes
 
 
@@ -85,8 +85,7 @@ def push_all(
 
     BundleError or UsageError if nothing can be pushed to any of them.
     """
-    if len(set(devices)) < len(devices):
-        raise UsageError("--device", found="the same device twice")
+    require_distinct([device or "" for device in devices])
     folder = None if target is None else remote_path(target.rstrip("/"))
     opened = open_source(Path(source), None if groups is None else tuple(groups))
     work = _Work(opened, folder or default_target(opened), receiver, listener or PushListener())

@@ -12,14 +12,23 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_usb import FakeUsb, plug_in
 
 from device_harness.adb import devices
 from device_harness.adb import port as transport_port
-from device_harness.adb.devices import connect, find_endpoint, key_paths, list_devices, signers, tcp_endpoint
-from device_harness.adb.port import generate_key, load_signer, usb_fault
+from device_harness.adb.devices import (
+    connect,
+    find_endpoint,
+    key_paths,
+    list_devices,
+    require_distinct,
+    signers,
+    tcp_endpoint,
+)
+from device_harness.adb.port import generate_key, load_signer, usb_devices, usb_fault
 from device_harness.adb.transport import ConnectionLost, DeviceFault, Transport, Unauthorized
 from device_harness.emulator.auth import PublicKey, is_signed, parse_public_key
 from device_harness.emulator.daemon import Access
@@ -147,9 +156,26 @@ def test_an_address_that_is_none_is_a_usage_error(address: str) -> None:
         tcp_endpoint(address)
 
 
-def test_an_unknown_serial_number_is_an_error_that_lists_what_is_there() -> None:
-    with pytest.raises(UsageError, match="R58M123"):
-        find_endpoint("R58M123")
+@pytest.mark.parametrize("name", ["R58M123", "usb:1-2", "host:x"])
+def test_an_unknown_name_is_an_error_that_lists_what_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, ("R58M999", FakeUsb(0)))
+    with pytest.raises(UsageError, match=rf"device {name}: no device of this name \(connected: R58M999\)"):
+        find_endpoint(name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("R58M123", "R58M123"),
+        ("emulator-5554", "localhost:5555"),
+        ("127.0.0.1", "localhost:5555"),
+        ("R58M123", "adb-R58M123-vIqgVe._adb-tls-connect._tcp"),
+    ],
+)
+def test_two_names_of_one_device_are_refused(one: str, other: str) -> None:
+    with pytest.raises(UsageError, match="--device: the same device twice"):
+        require_distinct(["10.0.0.2", one, other])
+    require_distinct(["10.0.0.2", one, "usb:1-2", "usb:1-3"])
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -253,6 +279,28 @@ def test_a_device_on_usb_is_found_used_and_shared(device: Emulator, monkeypatch:
         assert transport.available
         transport.reconnect()
         assert transport.shell("sleep 0.2; echo slow", timeout=10).stdout == "slow\n"
+
+
+def test_a_device_without_a_readable_serial_number_is_named_by_its_place(
+    device: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreadable(FakeUsb):
+        port_path = (2, 1)
+
+        @property
+        def serial_number(self) -> str:
+            raise PermissionError
+
+    cable, nameless = FakeUsb(device.port), FakeUsb(0)
+    for usb, path, serial in ((cable, (1, 4, 2), None), (nameless, (1, 3), "R58M123")):
+        monkeypatch.setattr(usb, "port_path", path, raising=False)
+        monkeypatch.setattr(usb, "serial_number", serial, raising=False)
+    found = SimpleNamespace(find_all_adb_devices=lambda: [cable, nameless, Unreadable(0)])
+    monkeypatch.setattr(transport_port, "UsbTransport", found)
+    monkeypatch.setattr(transport_port, "usb_devices", usb_devices)
+    assert [serial for serial, _ in usb_devices()] == ["usb:1-4.2", "R58M123", "usb:2-1"]
+    with connect("usb:1-4.2") as transport:
+        assert transport.shell("echo in", timeout=10).stdout == "in\n"
 
 
 def test_a_pulled_cable_is_a_lost_connection(device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,9 @@ adb-2B1-xYz._adb-tls-connect._tcp device product:p model:M device:d transport_id
 0123456789ABCDEF       unauthorized usb:3-1 transport_id:2
 ????????????           no permissions (user in plugdev group; are your udev rules wrong?); see [http://developer.android.com/tools/device.html] usb:1-4 transport_id:3
 emulator-5554          device product:sdk model:sdk_gphone device:emu transport_id:6
+(no serial number)     device usb:1-4.2 product:board model:Board device:b transport_id:8
+(no serial number)     unauthorized usb:1-4.3 transport_id:9
+a:b                    device usb:2-1 product:p model:M device:d transport_id:10
 """  # noqa: E501
 
 
@@ -78,11 +81,16 @@ def held(server: dict[str, str], peer: Peer) -> Iterator[Transport]:
 
 
 def test_every_kind_of_line_is_parsed() -> None:
-    usb, tls, offline, stranger, nobody, emulator = parse_devices(LISTED)
+    usb, tls, offline, stranger, nobody, emulator, *others = parse_devices(LISTED)
     assert usb == ServerDevice("R58M123", "device", True, "Pixel_7", "panther")
     assert (tls.serial, tls.state, tls.is_usb) == ("adb-2B1-xYz._adb-tls-connect._tcp", "device", False)
     assert (offline.state, stranger.state, emulator.serial) == ("offline", "unauthorized", "emulator-5554")
-    assert nobody.state.startswith("no permissions (user in") and nobody.is_usb
+    assert nobody.state.startswith("no permissions (user in") and nobody.is_usb and nobody.serial == "usb:1-4"
+    assert [(device.serial, device.state, device.is_usb) for device in others] == [
+        ("usb:1-4.2", "device", True),
+        ("usb:1-4.3", "unauthorized", True),
+        ("a:b", "device", True),
+    ]
     assert parse_devices("") == ()
 
 
@@ -99,13 +107,16 @@ def test_every_state_has_a_reason_and_one_device_has_one_line(
         ("usb", "unauthorized"),
         ("usb", "no permissions"),
         ("tcp", "device"),
+        ("usb", "device"),
+        ("usb", "unauthorized"),
+        ("usb", "device"),
     ]
     assert all(device.via_server and bool(device.reason) != device.is_usable for device in found)
     assert find_endpoint("127.0.0.1:5555").serial == "emulator-5554"
     assert find_endpoint("adb-2B1-xYz._adb-tls-connect._tcp").via_server
     # What the server cannot reach over the network may still answer us; a cable it holds would not.
     assert not find_endpoint("192.168.1.20:37099").via_server
-    assert find_endpoint("0123456789ABCDEF").via_server
+    assert all(find_endpoint(name).via_server for name in ("0123456789ABCDEF", "usb:1-4.2", "usb:1-4.3", "a:b"))
     with pytest.raises(UsageError, match="R58M123"):
         find_endpoint("R58M999")
 

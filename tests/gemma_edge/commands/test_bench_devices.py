@@ -190,11 +190,13 @@ def test_all_are_those_that_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None
         Device("A", "usb", "device"),
         Device("B", "usb", "unauthorized", "unlock it"),
         Device("C:5555", "tcp", "device"),
+        Device("adb-A-vIqgVe._adb-tls-connect._tcp", "tcp", "device"),
     )
     monkeypatch.setattr(api, "devices", lambda: listed)
     warnings: list[str] = []
     assert api.chosen_devices(["all"], warnings.append) == ("A", "C:5555")
-    assert len(warnings) == 1 and "B" in warnings[0] and "unlock it" in warnings[0]
+    assert len(warnings) == 2 and "B" in warnings[0] and "unlock it" in warnings[0]
+    assert warnings[1] == "left out adb-A-vIqgVe._adb-tls-connect._tcp: the same device as A"
     assert api.chosen_devices([]) == () and api.chosen_devices(["X"]) == ("X",)
     monkeypatch.setattr(api, "devices", lambda: listed[1:2])
     with pytest.raises(EnvironmentFault, match="no device that can be used"):

@@ -6,10 +6,10 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from device_harness.adb.link import Link
 from device_harness.adb.port import Port, Signer, TcpPort
 from device_harness.adb.server import AdbServer, ServerDevice, ServerLink, this_server
 from device_harness.adb.transport import Endpoint, Transport
-from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.base.errors import EnvironmentFault, UsageError, system_reason
 from toolkit.base.files import locked_directory
 
 State = Literal["device", "unauthorized", "offline", "no permissions", "not found"]
@@ -98,8 +98,7 @@ def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport
     """
     name = name or os.environ.get("ANDROID_SERIAL") or None
     endpoint = _only_endpoint() if name is None else find_endpoint(name)
-    keys = () if endpoint.via_server else signers()
-    return Transport(endpoint, keys, auth_timeout=auth_timeout).connect()
+    return Transport(endpoint, signers(), auth_timeout=auth_timeout).connect()
 
 
 def find_endpoint(name: str) -> Endpoint:
@@ -166,9 +165,12 @@ def _is_port(text: str) -> bool:
 
 
 def signers() -> tuple[Signer, ...]:
-    """Load this computer's adb keys; if it has none, make one in the configuration folder."""
-    paths = key_paths() or (_make_own_key(),)
-    return tuple(_load(path) for path in paths)
+    """This computer's adb keys; if it has none, one that is made in the configuration folder.
+
+    A key is read or made when a device asks for it, which many do not; UsageError then for a file that is no key,
+    EnvironmentFault if none can be made.
+    """
+    return tuple(_Key(partial(_load, path)) for path in key_paths()) or (_Key(_made_key),)
 
 
 def key_paths() -> tuple[Path, ...]:
@@ -320,6 +322,14 @@ def _own_key() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "gemma-edge" / "adbkey"
 
 
+def _made_key() -> Signer:
+    try:
+        return _load(_make_own_key())
+    except OSError as error:
+        remedy = "run adb keygen ~/.android/adbkey"
+        raise EnvironmentFault(file=_own_key(), found=f"not made: {system_reason(error)}", remedy=remedy) from error
+
+
 def _make_own_key() -> Path:
     """Make a key for this computer, unless another thread or process has just made it; never half-written."""
     path = _own_key()
@@ -334,6 +344,23 @@ def _make_own_key() -> Path:
                 os.replace(f"{made}.pub", f"{path}.pub")
                 os.replace(made, path)
     return path
+
+
+class _Key:
+    """A private key that is loaded with its first use."""
+
+    def __init__(self, load: Callable[[], Signer]) -> None:
+        self._load = load
+
+    @cached_property
+    def _signer(self) -> Signer:
+        return self._load()
+
+    def Sign(self, data: bytes) -> bytes:
+        return self._signer.Sign(data)
+
+    def GetPublicKey(self) -> str | bytes:
+        return self._signer.GetPublicKey()
 
 
 def _load(path: Path) -> Signer:

@@ -42,7 +42,7 @@ from device_harness.adb.wire import (
     parse_header,
     require_checksum,
 )
-from toolkit.base.errors import system_reason
+from toolkit.base.errors import ToolkitError, system_reason
 
 FEATURES = frozenset({"cmd", DELAYED_ACK, "shell_v2"})
 """The features of this host."""
@@ -323,7 +323,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
             raise DeviceTimeout(name, found=f"no answer within {timeout:g} s") from error
         except BaseException as error:
             self._port.close()
-            if isinstance(error, DeviceFault) or not isinstance(error, Exception):
+            if isinstance(error, ToolkitError) or not isinstance(error, Exception):
                 raise
             # adb-shell and the libraries for keys raise errors of many kinds for bytes that they do not expect.
             found = f"an answer that is not adb's protocol ({type(error).__name__})"

@@ -226,27 +226,42 @@ def test_keys_come_from_adbs_places_in_adbs_order(home: Path, monkeypatch: pytes
 
 def test_a_computer_without_keys_gets_one_that_only_its_user_reads(home: Path) -> None:
     (home / ".android/adbkey").unlink()
-    assert len(signers()) == 1
+    (made,) = signers()
     path = home / ".config/gemma-edge/adbkey"
+    assert not path.exists(), "no device has asked for it"
+    public = made.GetPublicKey()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    before = path.read_bytes()
-    signers()
-    assert path.read_bytes() == before
+    (again,) = signers()
+    assert again.GetPublicKey() == public
 
 
 def test_several_devices_at_once_make_one_key_that_only_its_owner_can_read(home: Path) -> None:
     (home / ".android/adbkey").unlink()
     with ThreadPoolExecutor(8) as pool:
-        keys = {found.GetPublicKey() for (found,) in pool.map(lambda _: signers(), range(8))}
+        keys = set(pool.map(lambda _: signers()[0].GetPublicKey(), range(8)))
     (path,) = key_paths()
     assert len(keys) == 1 and stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(file.name for file in path.parent.iterdir()) == ["adbkey", "adbkey.pub", "lock"]
 
 
-def test_a_key_that_is_none_is_named(home: Path) -> None:
+def test_a_key_that_cannot_be_made_is_an_error_of_this_computer(
+    home: Path, make_device: MakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / ".android/adbkey").unlink()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".android/adbkey.pub"))
+    asks = make_device(EmulatorSettings(isolation="folder", access=Access(keys=())))
+    with pytest.raises(EnvironmentFault, match=r"gemma-edge/adbkey: not made: .*; run adb keygen"):
+        connect(asks.serial)
+
+
+def test_a_key_that_is_none_is_named_if_a_device_asks_for_it(home: Path, make_device: MakeDevice) -> None:
     (home / ".android/adbkey").write_text("no key")
-    with pytest.raises(UsageError, match=r"\.android/adbkey: not an RSA key"):
-        signers()
+    with connect(make_device(EmulatorSettings(isolation="folder")).serial) as transport:
+        assert transport.available
+    asks = make_device(EmulatorSettings(isolation="folder", access=Access(keys=())))
+    for reach in (lambda: connect(asks.serial), lambda: list_devices([asks.serial])):
+        with pytest.raises(UsageError, match=r"\.android/adbkey: not an RSA key"):
+            reach()
 
 
 def test_signatures_are_checked(key: Path) -> None:

@@ -238,18 +238,18 @@ class Model:
 
     def memory(self) -> Memory:
         """The current memory of the process that runs the graphs, in bytes, in total and for each parameter group."""
-        with self._turn(self._conversation) as conversation:
+        with self._turn() as conversation:
             return conversation.memory()
 
     @property
     def ple_statistics(self) -> PleStatistics:
         """Counts of the look-ups of per-layer embeddings so far."""
-        with self._turn(self._conversation) as conversation:
+        with self._turn() as conversation:
             return conversation.ple_statistics()
 
     def prepare(self) -> None:
         """Load the language model now."""
-        with self._turn(self._conversation):
+        with self._turn():
             pass
 
     def close(self) -> None:
@@ -368,8 +368,11 @@ class Model:
         )
 
     @contextmanager
-    def _turn(self, conversation: object, size: str | None = None) -> Iterator[Conversation]:
-        """Yield the loaded model, to one thread at a time; caches of another conversation are cleared first."""
+    def _turn(self, conversation: object = None, size: str | None = None) -> Iterator[Conversation]:
+        """Yield the loaded model, to one thread at a time; caches of another conversation are cleared first.
+
+        conversation: None for a call that leaves the caches as they are, whosever they are by then.
+        """
         self._require_open()
         if self._thread == threading.get_ident():
             remedy = "read its stream to the end, or close it"
@@ -378,7 +381,7 @@ class Model:
             self._thread = threading.get_ident()
             try:
                 loaded = self._opened()
-                if conversation is not self._conversation:
+                if conversation is not None and conversation is not self._conversation:
                     loaded.forget()
                     self._conversation = conversation
                 if size is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import gemma_edge
 from gemma_edge.api.model import Model
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, UsageError
+from toolkit.runtime.answer import Answer
 from toolkit.runtime.session import Session
 
 
@@ -164,25 +166,53 @@ def test_a_message_that_does_not_fit_leaves_the_conversation_as_it_was(model: Mo
 def test_the_second_call_of_one_model_waits_for_the_first(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, go_on = threading.Event(), threading.Event()
     decode = Session.decode
+    steps: list[str] = []
 
     def slow(session: Session, token: int) -> object:
         entered.set()
         assert go_on.wait(60)
+        steps.append(threading.current_thread().name)
         return decode(session, token)
 
     monkeypatch.setattr(Session, "decode", slow)
-    done: list[str] = []
-    first = threading.Thread(target=lambda: done.append(model.generate("cat", raw=True, max_tokens=2).ending + " 1"))
+    ask = partial(model.generate, "cat", raw=True, max_tokens=2, ignore_eos=True)
+    first, second = (threading.Thread(target=ask, name=name) for name in ("first", "second"))
     first.start()
     assert entered.wait(60)
-    second = threading.Thread(target=lambda: done.append(model.generate("the", raw=True, max_tokens=2).ending + " 2"))
     second.start()
     second.join(0.2)
-    assert second.is_alive() and not done
+    assert second.is_alive() and not steps
     go_on.set()
     first.join(60)
     second.join(60)
-    assert done == ["length 1", "length 2"]
+    assert steps == [*["first"] * 2, *["second"] * 2]
+
+
+class LateLock:
+    """A lock that, before it is given the first time, lets another caller finish."""
+
+    def __init__(self, first: Callable[[], object]) -> None:
+        self._lock, self._first = threading.Lock(), [first]
+
+    def __enter__(self) -> None:
+        while self._first:
+            self._first.pop()()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("look", [Model.memory, lambda model: model.ple_statistics, Model.prepare])
+def test_a_look_that_waited_for_an_answer_leaves_its_conversation_in_the_caches(
+    look: Callable[[Model], object], talker: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talker.generate("the", raw=True, max_tokens=2)
+    chat = talker.chat(temperature=0, max_tokens=2)
+    answers: list[Answer] = []
+    monkeypatch.setattr(talker, "_lock", LateLock(lambda: answers.append(chat.send("cat"))))
+    look(talker)
+    assert chat.send("sat").reused_tokens >= answers[0].prompt_tokens - 1
 
 
 def test_two_models_answer_in_two_threads_at_once(

@@ -21,6 +21,7 @@ from converters.calibration.calibrate import (
     measured_tokens,
     prepare_work,
     remove_work,
+    restore_text,
     sequences_of,
     text_for,
     work_directory,
@@ -30,19 +31,19 @@ from converters.calibration.mix import Mix
 from converters.calibration.own_text import CONTEXT as WRITER_CONTEXT
 from converters.calibration.own_text import text_written_by
 from converters.calibration.rounding import decoder_pieces
-from converters.calibration.text import CalibrationText
+from converters.calibration.text import CalibrationText, write_calibration_text
 from converters.calibration.towers import TowerCalibration, calibrated_groups, media_directory
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family
 from converters.gate import Gate, ShortGate
 from converters.huggingface.prompt_files import PromptFiles, read_prompt_files
 from converters.huggingface.sampling import read_sampling
-from converters.lock import described, lock_of, quant_record
+from converters.lock import described, lock_of, quant_record, require_merged
 from converters.plan import Plan, PlannedDrafter, PlanRequest
 from converters.request import ConvertRequest, check_recipe_names, plan_request
 from converters.verify import SHORT_TOKENS, VerifyReport, built_in_text
 from converters.verify import sequences_of as judged_sequences
-from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError
+from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError, errors_about
 from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room, scratch_beside
 from toolkit.base.warnings_once import each_warning_once
 from toolkit.bundle.lock import DrafterSettings, LockedMedia
@@ -94,7 +95,7 @@ def convert(
     download_progress: Progress | None = None,
     drafting: Drafting = AS_USUAL,
 ) -> Conversion:
-    """Write the bundle `request.output`, complete or not at all.
+    """Write the bundle `request.output`, complete or not at all; beside it, the text that it was calibrated with.
 
     `gate` verifies the complete files before the directory gets its name; if they fail, they are removed and
     QualityError is raised. None skips this. `accept` gets the directory before that, and raises to reject it.
@@ -166,6 +167,8 @@ def _convert(
     started = time.perf_counter()
     output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
     output.require()
+    restore_text(output.path)
+    _checkpoint_record(checkpoint, request.described_as)  # refused now, instead of after the work
     prepared, text = _prepare(request, checkpoint), None
     towers = None
     if prepared.media is not None:
@@ -201,6 +204,8 @@ def _convert(
             inputs=output.inputs,
             force=output.force,
         )
+    if text is not None:
+        write_calibration_text(output, text)  # first: until then, only the work has it
     remove_work(*works)
     seconds, media = time.perf_counter() - started, None if prepared.media is None else prepared.media.record
     return Conversion(request.output, manifest, reports[0] if reports else None, seconds, text, prepared.prompts, media)
@@ -262,6 +267,8 @@ def _with_drafter(settings: DrafterSettings, how: Drafting, directory: Path, dra
 
 def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     """Find out, and refuse, what can be before any weight is read."""
+    if request.described_as is not None:
+        require_merged([adapter.record for adapter in checkpoint.adapters], request.described_as)
     found = _planned(request, checkpoint)
     if request.mix is not None:
         MixPlan.of(found.plan).require_reachable(request.mix)
@@ -334,7 +341,8 @@ def _own_text(
 
 def _checkpoint_record(checkpoint: Checkpoint, described_as: CheckpointRecord | None) -> CheckpointRecord:
     adapters = tuple(adapter.record for adapter in checkpoint.adapters)
-    return described(CheckpointRecord(checkpoint.name, checkpoint.fingerprint(), adapters), described_as)
+    with errors_about(file=checkpoint.path):
+        return described(CheckpointRecord(checkpoint.name, checkpoint.fingerprint(), adapters), described_as)
 
 
 def _fill(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from converters.calibration.media import CalibrationMedia
 from converters.calibration.text import CalibrationText
@@ -11,7 +11,7 @@ from converters.slices import Slice
 from toolkit.base.elements import element_of
 from toolkit.base.errors import CheckpointError
 from toolkit.bundle.lock import DrafterSettings, Lock, LockedSize
-from toolkit.bundle.manifest import CheckpointRecord, QuantRecord, RuleRecord
+from toolkit.bundle.manifest import AdapterRecord, CheckpointRecord, QuantRecord, RuleRecord
 from toolkit.bundle.write import GENERATOR
 from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
@@ -52,15 +52,20 @@ def described(found: CheckpointRecord, wanted: CheckpointRecord | None) -> Check
         return found
     if found.sha256 != wanted.sha256:
         raise CheckpointError("fingerprint", found=found.sha256, wanted=f"{wanted.sha256}, as the lock says")
-    merged, expected = ([(item.scale, item.sha256) for item in record.adapters] for record in (found, wanted))
+    require_merged(found.adapters, wanted)
+    return wanted
+
+
+def require_merged(adapters: Sequence[AdapterRecord], wanted: CheckpointRecord) -> None:
+    """CheckpointError unless these adapters are those of a lock, whatever they are called."""
+    merged, expected = ([(item.scale, item.sha256) for item in records] for records in (adapters, wanted.adapters))
     if merged != expected:
         raise CheckpointError(
             "adapters",
-            found=_adapters(found),
-            wanted=f"{_adapters(wanted)}, as the lock says",
+            found=_names(adapters),
+            wanted=f"{_names(wanted.adapters)}, as the lock says",
             remedy="name them with --adapter in this order" if wanted.adapters else None,
         )
-    return wanted
 
 
 def locked_slices(lock: Lock) -> tuple[Slice, ...]:
@@ -79,8 +84,8 @@ def quant_record(recipe: Recipe) -> QuantRecord:
     return QuantRecord(recipe.name, tuple(rules), recipe.static_activations)
 
 
-def _adapters(record: CheckpointRecord) -> str:
-    names = (f"{item.name}={item.scale:g} with sha256 {item.sha256[:16]}..." for item in record.adapters)
+def _names(adapters: Sequence[AdapterRecord]) -> str:
+    names = (f"{item.name}={item.scale:g} with sha256 {item.sha256[:16]}..." for item in adapters)
     return ", ".join(names) or "none"
 
 

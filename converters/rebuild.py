@@ -6,31 +6,32 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from converters.assistant import AssistantChoice, assistant_for_export
+from converters.calibration.calibrate import restore_text
 from converters.calibration.media import CalibrationMedia, counted, read_calibration_media, require_locked
 from converters.calibration.text import CalibrationText, calibration_output, locked_calibration_text
 from converters.convert import convert
-from converters.families import FAMILIES, open_checkpoint
+from converters.families import FAMILIES
 from converters.family import Family
 from converters.huggingface.adapters.choice import AdapterChoice
-from converters.lock import described, locked_recipes, locked_slices
+from converters.lock import locked_recipes, locked_slices
 from converters.request import ConvertRequest
 from toolkit.base.activations import Activations
-from toolkit.base.environment import environment_differences
-from toolkit.base.errors import BundleError, QualityError, UsageError, errors_about
+from toolkit.base.environment import ENVIRONMENT, environment_differences, write_environment
+from toolkit.base.errors import BundleError, QualityError, UsageError
 from toolkit.base.files import Progress, scratch_beside
 from toolkit.base.outputs import Output
 from toolkit.bundle.lock import Lock, LockedExport, differences, locked_output, parse_lock, read_lock
-from toolkit.bundle.manifest import CheckpointRecord
 from toolkit.bundle.write import BUNDLE, GENERATOR
 from toolkit.drafting.make import AS_USUAL, Drafting, drafter_for_export
 from toolkit.litertlm import tables
 from toolkit.litertlm.export import LITERTLM as EXPORT
 from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
-from toolkit.litertlm.exported_drafter import ExportedDrafter
+from toolkit.litertlm.exported_drafter import DrafterMaker
 from toolkit.litertlm.header import Header, read_header
 from toolkit.litertlm.schema import ModelType
 
@@ -62,18 +63,27 @@ def rebuild(
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
     calibration_progress: Progress | None = None,
+    download_progress: Progress | None = None,
     drafting: Drafting = AS_USUAL,
     assistants: Sequence[Path | str] = (),
 ) -> Rebuilt:
     """Make again what a lock describes. `source`: the lock, or a bundle or .litertlm that contains it.
 
+    Beside the output, its environment is written, and the text that a bundle was calibrated with.
     `calibration`: the file with the text of a calibrated bundle; None for the built-in text, or the file beside.
     `calibration_media`: the folder with the pictures and sounds that the towers were calibrated with.
     `assistants`: the checkpoints of drafters: of the bundle's, and then of the export's own, where these are of one.
     UsageError or CheckpointError if this version, the checkpoint or the text is not the lock's; QualityError if the
     bytes differ, and nothing is written then.
     """
-    header = read_header(source) if _is_litertlm(source) else None
+    is_export = source.suffix == LITERTLM and source.is_file()
+    read = (source, checkpoint, *(item.source for item in adapters), calibration, calibration_media, *assistants)
+    inputs = tuple(Path(path) for path in read if path is not None)
+    target = Output(output, EXPORT if is_export else BUNDLE, inputs, force)
+    target.require()
+    ENVIRONMENT.require(target)
+    restore_text(locked_output(source))
+    header = read_header(source) if is_export else None
     lock = read_lock(source) if header is None else _lock_in(header, source)
     if lock.generator != GENERATOR:
         wanted = f"{lock.generator}, which the lock was made with"
@@ -82,13 +92,13 @@ def rebuild(
         raise UsageError("calibration", file=source, found="a lock without calibration", remedy="leave out the text")
     text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
     if text is not None and lock.export is None:
-        read = (source, Path(checkpoint), *(() if calibration is None else (calibration,)))
-        calibration_output(rebuilt_output(source, output, read, force=force)).require()
+        calibration_output(target).require()
     media = _locked_media(lock, source, calibration_media)
     chosen = _assistants(lock, source, assistants)
     work = _Work(
-        source, checkpoint, adapters, text, media, families, force, progress, calibration_progress, drafting, chosen
-    )
+        source, checkpoint, adapters, text, media, families, force, progress, calibration_progress, download_progress,
+        drafting, chosen,
+    )  # fmt: skip
     if lock.export is None:
         work.bundle(lock, output)
     elif header is None:
@@ -99,16 +109,8 @@ def rebuild(
         with scratch_beside(output) as scratch:
             work.bundle(replace(lock, export=None), scratch / "bundle")
             work.export(lock.export, header, scratch / "bundle", output)
+    write_environment(target)
     return Rebuilt(output, lock, text)
-
-
-def rebuilt_output(source: Path, path: Path, inputs: Sequence[Path], *, force: bool = False) -> Output:
-    """The output of `rebuild`: a .litertlm if `source` is one, otherwise a bundle. `inputs`: what is read."""
-    return Output(path, EXPORT if _is_litertlm(source) else BUNDLE, tuple(inputs), force)
-
-
-def _is_litertlm(source: Path) -> bool:
-    return source.suffix == LITERTLM and source.is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class _Work:
     force: bool
     progress: Progress | None
     calibration_progress: Progress | None
+    download_progress: Progress | None
     drafting: Drafting
     assistants: Mapping[str, AssistantChoice]
     """The drafters' checkpoints, by fingerprint."""
@@ -132,55 +135,39 @@ class _Work:
         def accept(directory: Path) -> None:
             self._require_equal(differences(read_lock(directory), lock))
 
-        with open_checkpoint(self.checkpoint, self.families, self.adapters) as opened:
-            with errors_about(file=opened.path):  # raised now instead of after the whole conversion
-                merged = tuple(adapter.record for adapter in opened.adapters)
-                described(CheckpointRecord(opened.name, opened.fingerprint(), merged), lock.checkpoint)
-            assistant = None if lock.assistant is None else self.assistants[lock.assistant.sha256]
-            request = ConvertRequest(
-                checkpoint=opened,
-                output=output,
-                recipes=locked_recipes(lock),
-                groups=lock.groups,
-                sizes=locked_slices(lock),
-                context=lock.context,
-                prefill_sizes=lock.prefill_sizes,
-                shard_bytes=lock.shard_bytes,
-                audio_seconds=lock.audio_seconds,
-                draft_tokens=lock.draft_tokens,
-                drafter=lock.drafter or assistant,
-                workers=os.cpu_count() or 1,
-                calibration=self.text,
-                calibration_media=self.media,
-                described_as=lock.checkpoint,
-                force=self.force,
-            )
-            convert(
-                request,
-                families=self.families,
-                gate=None,
-                accept=accept,
-                progress=self.progress,
-                calibration_progress=self.calibration_progress,
-                drafting=self.drafting,
-            )
+        assistant = None if lock.assistant is None else self.assistants[lock.assistant.sha256]
+        request = ConvertRequest(
+            checkpoint=self.checkpoint,
+            output=output,
+            recipes=locked_recipes(lock),
+            groups=lock.groups,
+            sizes=locked_slices(lock),
+            context=lock.context,
+            prefill_sizes=lock.prefill_sizes,
+            shard_bytes=lock.shard_bytes,
+            audio_seconds=lock.audio_seconds,
+            draft_tokens=lock.draft_tokens,
+            drafter=lock.drafter or assistant,
+            workers=os.cpu_count() or 1,
+            adapters=tuple(self.adapters),
+            calibration=self.text,
+            calibration_media=self.media,
+            described_as=lock.checkpoint,
+            force=self.force,
+        )
+        convert(
+            request,
+            families=self.families,
+            gate=None,
+            accept=accept,
+            progress=self.progress,
+            calibration_progress=self.calibration_progress,
+            download_progress=self.download_progress,
+            drafting=self.drafting,
+        )
 
     def export(self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path) -> None:
         """Export the bundle as the lock says, but without a signature."""
-        with scratch_beside(output) as scratch:
-            drafter = None
-            if made_with.drafter is not None:
-                drafter = drafter_for_export(bundle, scratch, made_with.drafter, size=made_with.size, how=self.drafting)
-            if made_with.assistant is not None:
-                chosen = self.assistants[made_with.assistant.sha256]
-                drafter = assistant_for_export(
-                    bundle, chosen.source, scratch, families=self.families, described_as=made_with.assistant
-                )
-            self._export(made_with, wanted, bundle, output, drafter)
-
-    def _export(
-        self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path, drafter: ExportedDrafter | None
-    ) -> None:
         options = ExportOptions(
             made_with.size,
             made_with.groups,
@@ -189,7 +176,7 @@ class _Work:
             cast(Target, made_with.target),
             force=self.force,
             sampling=made_with.sampling,
-            drafter=drafter,
+            drafter=self._drafter(made_with, bundle),
         )
 
         def accept(file: Path) -> None:
@@ -204,6 +191,23 @@ class _Work:
             )
 
         export_litertlm(bundle, output, options, accept=accept)
+
+    def _drafter(self, made_with: LockedExport, bundle: Path) -> DrafterMaker | None:
+        """What makes the export's own drafter again, if it has one."""
+        if made_with.drafter is not None:
+            return partial(
+                drafter_for_export, bundle, settings=made_with.drafter, size=made_with.size, how=self.drafting
+            )
+        if made_with.assistant is None:
+            return None
+        return partial(
+            assistant_for_export,
+            bundle,
+            self.assistants[made_with.assistant.sha256].source,
+            families=self.families,
+            described_as=made_with.assistant,
+            progress=self.download_progress,
+        )
 
     def _require_equal(self, differing: Sequence[tuple[str, str, str]]) -> None:
         """Raise QualityError, naming the first differences, if there are any; all of them are logged."""

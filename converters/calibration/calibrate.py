@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,15 +31,19 @@ from converters.calibration.text import (
     CalibrationText,
     dump_calibration_text,
     read_calibration_text,
+    write_calibration_text,
 )
 from converters.family import Checkpoint
 from converters.plan import Plan
 from converters.slices import Slice
+from toolkit.base.beside import beside
 from toolkit.base.blas import blas_name, single_threaded_blas
-from toolkit.base.errors import UsageError
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import Advance, Progress, require_room, write_bytes
-from toolkit.bundle.lock import Lock, lock_line
+from toolkit.base.outputs import Output
+from toolkit.bundle.lock import Lock, lock_line, read_lock
 from toolkit.bundle.tokenizer import Tokenizer
+from toolkit.bundle.write import BUNDLE
 from toolkit.quant.rounded import RoundedWeights
 
 _log = logging.getLogger(__name__)
@@ -190,4 +195,13 @@ def remove_work(*directories: Path) -> None:
 
 def work_directory(output: Path) -> Path:
     """The hidden directory beside a bundle where its calibration keeps its work, for a run that is interrupted."""
-    return output.with_name(f".{output.name}.calibration")
+    place = beside(output, ".calibration")
+    return place.with_name(f".{place.name}")
+
+
+def restore_text(output: Path) -> None:
+    """Write the text beside a bundle whose process was killed before it could: the calibration's work still has it."""
+    kept = work_directory(output) / _TEXT
+    with suppress(BundleError, UsageError):  # no bundle, or a file that is not ours in the text's place
+        if kept.is_file() and read_lock(output).calibration == (text := read_calibration_text(kept)).sha256:
+            write_calibration_text(Output(output, BUNDLE), text)

@@ -14,7 +14,6 @@ from converters.calibration.text import (
     built_in_calibration_text,
     calibration_output,
     read_calibration_text,
-    write_calibration_text,
 )
 from converters.convert import Conversion
 from converters.convert import convert as convert_request
@@ -183,8 +182,6 @@ def convert(
         drafting=Drafting(session, drafter_progress),
     )
     write_environment(target)
-    if result.calibration is not None:
-        write_calibration_text(target, result.calibration)
     write_quality(target, result)
     if page is not None:
         page.require()  # it may have changed since

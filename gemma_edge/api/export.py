@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from converters.assistant import assistant_for_export
@@ -19,7 +19,8 @@ from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.drafting.make import FIT, Drafting, StageProgress, drafter_for_export
-from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm, exported_groups
+from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
+from toolkit.litertlm.exported_drafter import DrafterMaker
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType
 from toolkit.runtime.sampling import choose_sampling
 from toolkit.runtime.session import SessionSettings
@@ -91,20 +92,14 @@ def export(
     signer = None if sign is None else read_signer(Path(sign))
     chosen = None if groups is None else tuple(groups)
     sampling = _sampling(Path(bundle), temperature, top_k, top_p)
-    options = ExportOptions(size, chosen, model_type, activations, target, signer, force, sampling)
-    # Before the minutes that a drafter takes.
-    present = exported_groups(Path(bundle), size, chosen, drafter=True) if drafter is not None else ()
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-drafter-") as scratch:
-        if drafter == FIT:
-            settings = DrafterSettings(drafter_tokens)
-            how = Drafting(session, drafter_progress)
-            fitted = drafter_for_export(Path(bundle), Path(scratch), settings, size=size, how=how)
-            # If it would not pay, the file has none: the bundle's own was to be replaced.
-            without = tuple(name for name in present if name != "drafter")
-            options = replace(options, groups=without) if fitted is None else replace(options, drafter=fitted)
-        elif drafter is not None:
-            options = replace(options, drafter=assistant_for_export(Path(bundle), drafter, Path(scratch)))
-        result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
+    maker: DrafterMaker | None = None
+    if drafter == FIT:
+        settings, how = DrafterSettings(drafter_tokens), Drafting(session, drafter_progress)
+        maker = partial(drafter_for_export, Path(bundle), settings=settings, size=size, how=how)
+    elif drafter is not None:
+        maker = partial(assistant_for_export, Path(bundle), drafter)
+    options = ExportOptions(size, chosen, model_type, activations, target, signer, force, sampling, maker)
+    result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
     write_environment(place)
     return result
 

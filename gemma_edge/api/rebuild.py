@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from converters.calibration.text import write_calibration_text
 from converters.families import FAMILIES
 from converters.family import Family
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
-from converters.rebuild import Rebuilt, rebuilt_output
+from converters.rebuild import Rebuilt
 from converters.rebuild import rebuild as rebuild_from
-from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.files import Progress
 
 
@@ -30,6 +28,7 @@ def rebuild(
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
     calibration_progress: Progress | None = None,
+    download_progress: Progress | None = None,
 ) -> Rebuilt:
     """Make a bundle, or a .litertlm, again: `output` has the same bytes, or is not written.
 
@@ -43,7 +42,8 @@ def rebuild(
         Hugging Face id; where these are two, both, the bundle's first.
     force: replace a file or directory at `output` that gemma-edge did not write.
     families: the model families that the checkpoint may belong to.
-    progress: called with the weight bytes done and their total; `calibration_progress` with operations.
+    progress: called with the weight bytes done and their total; `calibration_progress` with operations;
+        `download_progress` with the bytes downloaded and their total.
 
     UsageError for a lock of another version of gemma-edge, CheckpointError for another checkpoint, BundleError if
     `lock` is not a lock; QualityError, which names the files, if the bytes differ. A signature is not made again.
@@ -56,27 +56,17 @@ def rebuild(
     >>> manifests[0] == manifests[1]
     True
     """
-    choices = adapter_choices(adapters)
-    drafters = (drafter,) if isinstance(drafter, (Path, str)) else tuple(drafter)
-    read = (lock, checkpoint, calibrate, calibration_media, *(choice.source for choice in choices), *drafters)
-    inputs = [Path(path) for path in read if path is not None]
-    target = rebuilt_output(Path(lock), Path(output), inputs, force=force)
-    target.require()
-    ENVIRONMENT.require(target)
-    result = rebuild_from(
+    return rebuild_from(
         Path(lock),
         with_revision(checkpoint, revision),
-        target.path,
-        adapters=choices,
+        Path(output),
+        adapters=adapter_choices(adapters),
         calibration=None if calibrate is None else Path(calibrate),
         calibration_media=None if calibration_media is None else Path(calibration_media),
         force=force,
         families=families,
         progress=progress,
         calibration_progress=calibration_progress,
-        assistants=drafters,
+        download_progress=download_progress,
+        assistants=(drafter,) if isinstance(drafter, (Path, str)) else tuple(drafter),
     )
-    write_environment(target)
-    if result.calibration is not None and target.kind.is_directory:
-        write_calibration_text(target, result.calibration)
-    return result

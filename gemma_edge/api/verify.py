@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from converters.behaviour import bundle_errors
@@ -15,10 +16,12 @@ from converters.gate import judge, judge_towers
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
 from converters.huggingface.prompt_files import template_directory
+from converters.slices import Slice
 from converters.verify import LONG_TOKENS, VerifyReport
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
-from toolkit.bundle.manifest import AdapterRecord, CheckpointRecord
+from toolkit.base.warnings_once import each_warning_once
+from toolkit.bundle.manifest import AdapterRecord, Manifest
 from toolkit.media.source import MediaSource
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import MediaFile, read_media
@@ -74,14 +77,18 @@ def verify(
     files = [MediaFile("vision", image) for image in images] + [MediaFile("audio", sound) for sound in audio]
     media = read_media(opened, files, allowed)
     path = opened.path
-    if isinstance(checkpoint, (Path, str)):
-        given: AbstractContextManager[Checkpoint] = open_checkpoint(
-            with_revision(checkpoint, revision), families, adapter_choices(adapters), progress=download_progress
-        )
-    else:
-        given = nullcontext(checkpoint)
-    with given as found:
-        _require_adapters(manifest.checkpoint, found)
+    with ExitStack() as stack:
+        if isinstance(checkpoint, (Path, str)):
+            # A checkpoint on the Hub is judged twice: by its headers, and downloaded.
+            stack.enter_context(each_warning_once("converters"))
+            source, choices = with_revision(checkpoint, revision), adapter_choices(adapters)
+            judge_headers = partial(_require_source, manifest, sizes)
+            found = stack.enter_context(
+                open_checkpoint(source, families, choices, judge=judge_headers, progress=download_progress)
+            )
+        else:
+            found = checkpoint
+        _require_source(manifest, sizes, found)
         if found.fingerprint() != manifest.checkpoint.sha256:
             made_from = f"{manifest.checkpoint.name} with sha256 {manifest.checkpoint.sha256[:16]}..."
             _log.warning("the bundle was not made from %s but from %s", found.path, made_from)
@@ -92,9 +99,16 @@ def verify(
         return replace(report, towers=towers, prompts=tuple(map(str, prompts)))
 
 
-def _require_adapters(made_from: CheckpointRecord, checkpoint: Checkpoint) -> None:
-    """UsageError unless the checkpoint has the adapters that the bundle was made with, whatever they are called."""
-    given = [adapter.record for adapter in checkpoint.adapters]
+def _require_source(manifest: Manifest, sizes: Sequence[str] | None, checkpoint: Checkpoint) -> None:
+    """An error for a checkpoint that the bundle cannot be from, as far as its headers tell.
+
+    SliceError if it does not contain one of the sizes (None: all of the bundle's); UsageError unless it has the
+    adapters that the bundle was made with, whatever they are called.
+    """
+    for name in manifest.sizes if sizes is None else sizes:
+        size = manifest.size(name)
+        checkpoint.reference(Slice(name, size.layers, size.ffn_sizes))
+    made_from, given = manifest.checkpoint, [adapter.record for adapter in checkpoint.adapters]
     if [(item.scale, item.sha256) for item in given] != [(item.scale, item.sha256) for item in made_from.adapters]:
         raise UsageError(
             "adapters",

@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0; QualityError if the bytes differ, and then nothing is written."""
-    with terminal.bar("calibrate", "%") as calibrated, terminal.bar("rebuild") as show:
+    with (
+        terminal.bar("download") as downloaded,
+        terminal.bar("calibrate", "%") as calibrated,
+        terminal.bar("rebuild") as show,
+    ):
         result = rebuild(
             arguments.lock,
             arguments.output,
@@ -66,6 +70,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             force=arguments.force,
             progress=show,
             calibration_progress=calibrated,
+            download_progress=downloaded,
         )
     value = {"output": str(result.path), "files": dict(result.lock.files), "manifest": result.lock.manifest}
     terminal.result(value, one_line(f"{result.path}: the same bytes as {arguments.lock}"))

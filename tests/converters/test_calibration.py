@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,23 +136,46 @@ def test_what_another_calibration_left_is_not_used(bundle: Path, checkpoint: Pat
 
 @pytest.mark.slow
 def test_a_lock_makes_the_same_bytes_again_with_the_text(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(bundle, tmp_path / "alone"))
     with pytest.raises(UsageError, match="a text other than the built-in one"):
-        rebuild(bundle, checkpoint, tmp_path / "none", families=FAMILIES)
+        rebuild(alone, checkpoint, tmp_path / "none", families=FAMILIES)
     page = tmp_path / "page.txt"
     page.write_text(TEXT.text, encoding="utf-8")
-    rebuild(bundle, checkpoint, tmp_path / "given", calibration=page, families=FAMILIES)
+    rebuild(alone, checkpoint, tmp_path / "given", calibration=page, families=FAMILIES)
     assert hashes(tmp_path / "given") == hashes(bundle)
     page.write_text(TEXT.text + "x", encoding="utf-8")
     with pytest.raises(UsageError, match="as the lock says"):
-        rebuild(bundle, checkpoint, tmp_path / "other", calibration=page, families=FAMILIES)
+        rebuild(alone, checkpoint, tmp_path / "other", calibration=page, families=FAMILIES)
 
 
 @pytest.mark.slow
 def test_the_text_is_found_beside_the_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    write_calibration_text(request(checkpoint, bundle).bundle_output(), TEXT)
-    assert read_calibration_text(calibration_file(bundle)) == TEXT
     assert rebuild(bundle, checkpoint, tmp_path / "again", families=FAMILIES).calibration == TEXT
     assert hashes(tmp_path / "again") == hashes(bundle)
+    assert read_calibration_text(calibration_file(tmp_path / "again")) == TEXT
+
+
+@pytest.mark.slow
+def test_a_kill_between_the_bundle_and_its_text_loses_neither(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    made = tmp_path / "b"
+    wanted = replace(request(checkpoint, made), workers=1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("converters.convert.write_calibration_text", killed)
+        convert(wanted, families=FAMILIES, gate=None)
+    assert read_lock(made).calibration == TEXT.sha256 and not calibration_file(made).exists()
+    left = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-left"))) / "b"
+    monkeypatch.chdir(left)
+    assert rebuild(Path(), checkpoint, tmp_path / "again", families=FAMILIES).calibration == TEXT
+    assert read_calibration_text(calibration_file(left)) == TEXT
+    other = replace(wanted, calibration=CalibrationText(TEXT.text[:1500]))
+    with pytest.raises(KeyboardInterrupt):
+        convert(other, families=FAMILIES, gate=None, calibration_progress=killed)
+    assert read_calibration_text(calibration_file(made)) == TEXT
 
 
 @pytest.mark.parametrize("source", [".", "lock.json", "../b", "../b/lock.json", "inner/..", "../../b/lock.json"])
@@ -269,7 +293,8 @@ def test_a_model_writes_its_own_text_which_an_interrupted_run_keeps(
     result = convert(wanted, families=FAMILIES, gate=None)
     assert len(written) == 1 and result.calibration == written[0]
     assert read_lock(tmp_path / "b").calibration == written[0].sha256
-    assert [path.name for path in tmp_path.iterdir()] == ["b"], "nothing of the writer is left"
+    assert read_calibration_text(calibration_file(tmp_path / "b")) == written[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "b.calibration.json"], "the writer is gone"
     again = replace(wanted, output=tmp_path / "again", calibration=result.calibration)
     convert(again, families=FAMILIES, gate=None)
     assert hashes(tmp_path / "again") == hashes(tmp_path / "b")

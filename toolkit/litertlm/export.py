@@ -20,6 +20,7 @@ from toolkit.bundle.manifest import (
     LOCK,
     TOWER_FILES,
     VISION_ENCODER,
+    Manifest,
     SamplingRecord,
 )
 from toolkit.bundle.manifest_json import read_manifest
@@ -27,7 +28,7 @@ from toolkit.litertlm import schema, tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.export_parts import ExportParts
 from toolkit.litertlm.export_sections import metadata_section, text_sections, tower_sections, whole_sound
-from toolkit.litertlm.exported_drafter import ExportedDrafter
+from toolkit.litertlm.exported_drafter import DrafterMaker
 from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.header import read_header as read_litertlm_header
 from toolkit.litertlm.schema import ModelType
@@ -56,7 +57,7 @@ class ExportOptions:
     `signer`: signs the file's hashes.
     `force`: replace a file that gemma-edge did not write.
     `sampling`: how tokens are sampled for an app that sets no sampler; by default, as the bundle says.
-    `drafter`: a drafter for the size, in place of the bundle's own.
+    `drafter`: makes a drafter for the size, in place of the bundle's own, once all else is known to be right.
     """
 
     size: str | None = None
@@ -67,7 +68,7 @@ class ExportOptions:
     signer: Signer | None = None
     force: bool = False
     sampling: SamplingRecord | None = None
-    drafter: ExportedDrafter | None = None
+    drafter: DrafterMaker | None = None
 
     def __post_init__(self) -> None:
         if self.activations is not None:
@@ -108,22 +109,24 @@ def export_litertlm(
     output.require()
     manifest = read_manifest(source)
     size = manifest.default_size if options.size is None else options.size
-    groups = exported_groups(source, size, options.groups, drafter=options.drafter is not None)
+    groups = _exported_groups(source, manifest, size, options.groups, drafter=options.drafter is not None)
     own_type = text_model_type(manifest.architecture)
     model_type: ModelType = options.model_type or ("generic_model" if {*groups} & {*TOWER_FILES} else own_type)
     if "audio" not in groups:
         _log.warning("the file has no sound: AI Edge Gallery refuses to import such a file (litert-torch issue 1039)")
-    system = {
-        "checkpoint": manifest.checkpoint.name,
-        "checkpoint_sha256": manifest.checkpoint.sha256,
-        tables.GENERATOR: manifest.generator,
-        "groups": ",".join(groups),
-        "size": size,
-    }
     with scratch_beside(output.path) as scratch:
+        other = None if options.drafter is None else options.drafter(scratch)
+        if options.drafter is not None and other is None:
+            groups = tuple(name for name in groups if name != "drafter")
+        system = {
+            "checkpoint": manifest.checkpoint.name,
+            "checkpoint_sha256": manifest.checkpoint.sha256,
+            tables.GENERATOR: manifest.generator,
+            "groups": ",".join(groups),
+            "size": size,
+        }
         parts = ExportParts(source, manifest, scratch, composite_norms=options.target == "gpu")
         if LOCK in manifest.files:
-            other = options.drafter
             made_with = LockedExport(
                 size, groups, model_type, options.activations, options.target, options.sampling,
                 drafter=None if other is None else other.settings, assistant=None if other is None else other.assistant,
@@ -133,7 +136,7 @@ def export_litertlm(
         sections = [*text_sections(parts, manifest.size(size), drafts="drafter" in groups)]
         sections += tower_sections(parts, groups, model_type)
         if "drafter" in groups:
-            drafter = parts.drafter() if options.drafter is None else options.drafter.part
+            drafter = parts.drafter() if other is None else other.part
             sections.append(Section(tables.TFLITE_MODEL, (drafter,), schema.DRAFTER))
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, metadata_section(parts, groups, model_type, options.sampling))
@@ -141,16 +144,14 @@ def export_litertlm(
     return ExportResult(output.path, total, size, groups, model_type)
 
 
-def exported_groups(
-    bundle: Path, size: str | None = None, groups: Sequence[str] | None = None, *, drafter: bool = False
+def _exported_groups(
+    bundle: Path, manifest: Manifest, size: str, groups: Sequence[str] | None, *, drafter: bool
 ) -> tuple[str, ...]:
     """The groups that an export has, text first, then the towers in the order of the format, and the drafter.
 
-    `size`: None for the default. `groups`: those that are wanted; None for all. `drafter`: one is given, in place of
-    the bundle's own. BundleError if the bundle lacks the size or a group, or has one that cannot be exported.
+    `groups`: those that are wanted; None for all. `drafter`: one is made, in place of the bundle's own. BundleError if
+    the bundle lacks the size or a group, or has one that cannot be exported.
     """
-    manifest = read_manifest(bundle)
-    size = manifest.default_size if size is None else size
     manifest.size(size)
     wanted = tuple(manifest.groups) if groups is None else tuple(groups)
     for name in wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,3 +34,7 @@ class ExportedDrafter:
         """The file as a part of an export."""
         found = hash_file(self.path)
         return FilePart(self.path, found.size, found.sha256)
+
+
+DrafterMaker = Callable[[Path], ExportedDrafter | None]
+"""Writes a drafter into a directory; None for one that would not pay."""

@@ -26,7 +26,7 @@ from converters.huggingface.adapters.choice import AdapterChoice
 from converters.huggingface.hub.ranges import _FIRST_READ_BYTES
 from converters.request import ConvertRequest
 from gemma_edge import cli
-from toolkit.base.errors import CheckpointError, EnvironmentFault, ToolkitError, UsageError
+from toolkit.base.errors import CheckpointError, EnvironmentFault, SliceError, ToolkitError, UsageError
 
 ID = "someone/gemma-3n-tiny"
 NO_TEMPLATE = "has no chat template"
@@ -99,6 +99,34 @@ def test_a_conversion_downloads_what_it_reads_once(hub: HubServer, checkpoint: P
         assert (tmp_path / "a" / "text_decoder.tflite").read_bytes() == (
             tmp_path / place / "text_decoder.tflite"
         ).read_bytes()
+
+
+@pytest.mark.slow
+def test_what_was_made_from_it_is_rebuilt_from_it_and_the_download_is_shown(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    made = convert(ConvertRequest(checkpoint, tmp_path / "made", context=32, groups=("text",)), gate=None).path
+    told: list[tuple[int, int]] = []
+    gemma_edge.rebuild(made, tmp_path / "again", checkpoint=ID, download_progress=lambda *done: told.append(done))
+    assert told[-1] == (shard_bytes(checkpoint),) * 2
+    assert (tmp_path / "again" / "manifest.json").read_bytes() == (made / "manifest.json").read_bytes()
+
+
+def test_what_it_cannot_have_made_is_said_before_its_weights_are_downloaded(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    narrow = {**TINY, "intermediate_size": [40] * 7}
+    other = write_checkpoint(tmp_path / "other", narrow, random_tensors(narrow, dtype="float32"))
+    write_tokenizer(other)
+    made = convert(ConvertRequest(checkpoint, tmp_path / "made", context=32, groups=("text",)), gate=None).path
+    hub.publish(ID, other)
+    for read in (
+        lambda: gemma_edge.rebuild(made, tmp_path / "again", checkpoint=ID),
+        lambda: gemma_edge.verify(made, ID),
+    ):
+        with pytest.raises(SliceError):
+            read()
+    assert list(hub.sent.values()) == [2 * _FIRST_READ_BYTES] and not parts(tmp_path)
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: HubServer, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ from converters.family import Checkpoint
 from converters.plan import Plan
 from converters.slices import Slice
 from toolkit.base.beside import beside
-from toolkit.base.blas import blas_name, single_threaded_blas
+from toolkit.base.blas import single_threaded_blas
+from toolkit.base.environment import libraries
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import Advance, Progress, require_room, write_bytes
 from toolkit.base.outputs import Output
@@ -166,12 +167,12 @@ def text_for(
 
 
 def _kept(directory: Path, lock: Lock) -> CalibrationText | None:
-    """The text that a directory keeps, if it belongs to a calibration of this bundle with these numerical libraries."""
+    """The text that a directory keeps, if it belongs to a calibration of this bundle with these libraries."""
     return read_calibration_text(directory / _TEXT) if is_work_of(directory, lock) else None
 
 
 def is_work_of(directory: Path, lock: Lock) -> bool:
-    """Whether a directory holds the work of a calibration of this bundle with these numerical libraries."""
+    """Whether a directory holds the work of a calibration of this bundle with these libraries."""
     key = directory / _KEY
     return key.is_file() and key.read_text() == _key(lock)
 
@@ -182,8 +183,8 @@ def mark_work(directory: Path, lock: Lock) -> None:
 
 
 def _key(lock: Lock) -> str:
-    """What determines the result besides the text: the lock, and the libraries that compute."""
-    made_with = f"{lock_line(replace(lock, calibration=None))} {np.__version__} {blas_name()}"
+    """What determines the result besides the text: the lock, and the libraries that compute and decode."""
+    made_with = " ".join([lock_line(replace(lock, calibration=None)), *libraries().values()])
     return hashlib.sha256(made_with.encode()).hexdigest()
 
 

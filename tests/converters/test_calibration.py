@@ -13,7 +13,7 @@ import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
 from toy_family import TOY, write_toy_checkpoint
 
-from converters.calibration.calibrate import sequences_of, work_directory
+from converters.calibration.calibrate import is_work_of, mark_work, sequences_of, work_directory
 from converters.calibration.own_text import text_written_by
 from converters.calibration.rounding import pieces_of
 from converters.calibration.text import (
@@ -35,10 +35,13 @@ from converters.plan import GraphFiles, PlanRequest
 from converters.rebuild import rebuild
 from converters.request import ConvertRequest
 from converters.verify import built_in_text
+from toolkit.base.environment import ENVIRONMENT, environment_differences, libraries, write_environment
 from toolkit.base.errors import QualityError, UsageError
+from toolkit.base.outputs import Output
 from toolkit.bundle.lock import read_lock
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER
 from toolkit.bundle.tokenizer import Tokenizer
+from toolkit.bundle.write import BUNDLE
 from toolkit.check import check
 
 FAMILIES: tuple[Family, ...] = (GEMMA3N, TOY)
@@ -132,6 +135,22 @@ def test_what_another_calibration_left_is_not_used(bundle: Path, checkpoint: Pat
         convert(other, families=FAMILIES, gate=None, calibration_progress=interrupt)
     convert(request(checkpoint, tmp_path / "b"), families=FAMILIES, gate=None)
     assert hashes(tmp_path / "b") == hashes(bundle)
+
+
+@pytest.mark.parametrize("library", ["numpy", "blas", "litert", "pillow", "soundfile", "soxr"])
+def test_work_of_other_versions_is_not_used_and_the_environment_names_them(
+    library: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, output = read_lock(bundle), Output(tmp_path / "b", BUNDLE)
+    mark_work(tmp_path, lock)
+    assert is_work_of(tmp_path, lock)
+    write_environment(output)
+    assert environment_differences(output.path) == []
+    older = {**libraries(), library: "0.1"}
+    monkeypatch.setattr("converters.calibration.calibrate.libraries", lambda: older)
+    monkeypatch.setattr("toolkit.base.environment.libraries", lambda: older)
+    assert not is_work_of(tmp_path, lock)
+    assert environment_differences(output.path) == [f"{library} {ENVIRONMENT.read(output.path)[library]}, here 0.1"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import zlib
 from collections.abc import Mapping
@@ -13,7 +14,18 @@ from toolkit.base.beside import FileBeside
 from toolkit.base.blas import blas_name
 from toolkit.base.outputs import Output
 
+_DISTRIBUTIONS = {"litert": "ai-edge-litert", "pillow": "pillow", "soundfile": "soundfile", "soxr": "soxr"}
 ENVIRONMENT = FileBeside(".environment.json", "gemma-edge-environment/1", "what an output was made with")
+
+
+def libraries() -> Mapping[str, str]:
+    """The versions of what computes, and decodes pictures and sounds: they decide the codes of what is calibrated.
+
+    >>> list(libraries())
+    ['numpy', 'blas', 'litert', 'pillow', 'soundfile', 'soxr']
+    """
+    others = {key: importlib.metadata.version(name) for key, name in _DISTRIBUTIONS.items()}
+    return {"numpy": np.__version__, "blas": blas_name(), **others}
 
 
 def write_environment(output: Output) -> None:
@@ -31,8 +43,7 @@ def environment_differences(output: Path) -> list[str]:
 def _environment() -> Mapping[str, str]:
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "numpy": np.__version__,
-        "blas": blas_name(),
+        **libraries(),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor_name(),

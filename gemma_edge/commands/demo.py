@@ -6,23 +6,25 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 from converters.convert import Conversion
 from converters.families import open_checkpoint
 from converters.family import Checkpoint
+from converters.gate import judge_towers
 from converters.slices import Slice
+from converters.verify import VerifyReport
 from gemma_edge.api.check import check
 from gemma_edge.api.convert import convert
 from gemma_edge.api.export import export
 from gemma_edge.api.model import Model
-from gemma_edge.api.verify import verify
 from gemma_edge.device_demo import DeviceDemo, measure_on_device, require_places
 from gemma_edge.examples import BUILT_IN, DEFAULT, built_in_checkpoint
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.options.session import add_machine_arguments, session_settings
+from gemma_edge.options.session import add_machine_arguments, given_machine_option, session_settings
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import BundleError, QualityError, UsageError
@@ -41,7 +43,8 @@ EXAMPLES = (
     "gemma-edge demo --device emulated --report demo.html",
 )
 _PAGE = "gemma-edge-demo.html"
-_CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 256, 48
+_PROMPT = "Once upon a time"
+_CONTEXT, _PREFILLS, _ANSWER_TOKENS = 1024, (8, 128), 48
 _SAMPLES = "samples"
 _SYSTEM, _CHAT_TOKENS = "Your name is Ruth.", 200
 _ASKED = ("Hello!", "What is your name?", "Tell me a story about a race.", "Who fell?")
@@ -59,8 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle in this directory (default: remove it)"
     )
     add_force_option(parser, "files and directories that gemma-edge did not write")
-    parser.add_argument("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="the text to continue")
-    device = parser.add_argument_group("on a device")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help=f"the text to continue (default: {_PROMPT})")
+    device = parser.add_argument_group(
+        "on a device (where each runner measures as it does by default: --prompt and the options for running cannot be "
+        "used with it)"
+    )
     device.add_argument(
         "--device", metavar="emulated|SERIAL|HOST:PORT",
         help="push the bundle to a device, measure it with every runner that works there (on a phone, which has no "
@@ -76,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 if all steps succeed; QualityError or BundleError otherwise."""
     path = arguments.checkpoint or built_in_checkpoint(arguments.model)
-    settings = session_settings(arguments)
+    settings, prompt = session_settings(arguments), arguments.prompt
     for option in ("report", "results"):
         if arguments.device is None and getattr(arguments, option) is not None:
             raise UsageError(
@@ -85,27 +91,25 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if arguments.output is not None:
         Output(arguments.output, BUNDLE, (path,), arguments.force).require()
     if arguments.device is not None:
+        unused = given_machine_option(arguments) if prompt is None else "--prompt"
+        if unused is not None:
+            found, remedy = "it cannot be used with --device", "leave it out, and measure with gemma-edge bench"
+            raise UsageError(unused, found=found, remedy=remedy)
         require_places(_device_demo(arguments, path, arguments.output or path))
     with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
         sizes = three_sizes(checkpoint)
         terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
-        converted = _convert(checkpoint, sizes, output, terminal, force=arguments.force)
+        converted = _convert(checkpoint, sizes, output, settings, terminal, force=arguments.force)
         _require_valid(output)
         terminal.say("3. checked: every hash, bound and reference of the bundle holds")
         if arguments.device is not None:
             return _on_device(_device_demo(arguments, path, output), terminal)
-        with gate_bars(terminal) as judged, gate_bars(terminal, notes=True) as towers_judged:
-            report = verify(
-                output,
-                checkpoint,
-                tokens=_VERIFY_TOKENS,
-                session=settings,
-                progress=judged,
-                tower_progress=towers_judged,
-            )
+        assert converted.report is not None
+        with gate_bars(terminal, notes=True) as judged:
+            report = replace(converted.report, towers=judge_towers(output, checkpoint, settings, progress=judged))
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
         report.require_passed(output)
-        answers = _answers(output, arguments.prompt, settings, terminal)
+        answers = _answers(output, _PROMPT if prompt is None else prompt, settings, terminal)
         step = count(6)
         seen = _senses(output, path / _SAMPLES, settings, terminal, step)
         talked = _talk(output, settings, terminal, step)
@@ -165,22 +169,34 @@ def _effective(checkpoint: Checkpoint, part: Slice) -> int:
 
 
 def _convert(
-    checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal, *, force: bool
+    checkpoint: Checkpoint,
+    sizes: tuple[Slice, ...],
+    output: Path,
+    settings: SessionSettings,
+    terminal: Terminal,
+    *,
+    force: bool,
 ) -> Conversion:
-    with terminal.bar("convert") as show:
+    def show_failure(report: VerifyReport) -> None:
+        if not report.passed:
+            terminal.note(report_text(report))
+
+    with terminal.bar("convert") as show, gate_bars(terminal) as judged:
         converted = convert(
             checkpoint,
             output,
             sizes=sizes,
             context=min(_CONTEXT, checkpoint.max_positions),
             prefill_sizes=_PREFILLS,
-            verify=False,
             force=force,
+            session=settings,
             progress=show,
+            gate_progress=judged,
+            on_report=show_failure,
         )
     stored = sum(file.bytes for file in converted.manifest.files.values())
     runs = "that runs all sizes" if len(sizes) > 1 else f"of size {sizes[0].name}"
-    terminal.say(f"2. converted to int8 in {converted.seconds:.1f} s: one bundle of {bytes_text(stored)} {runs}")
+    terminal.say(f"2. converted to int8: one bundle of {bytes_text(stored)} {runs}")
     return converted
 
 

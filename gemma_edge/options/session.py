@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,15 @@ _HERE_ONLY = {
     "speculative": False,
 }
 """Options that have no effect on a device, and their defaults."""
+_MACHINE = {
+    "threads": None,
+    "weight_cache": None,
+    "backend": backend_names()[0],
+    "activations": SessionSettings().activations,
+    "ple": "flash",
+    "ple_cache_mb": DEFAULT_CACHE_BYTES >> 20,
+}
+"""The options of `add_machine_arguments`, and their defaults."""
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,10 +187,9 @@ def open_model(
 
 
 def _device_opener(arguments: argparse.Namespace, terminal: Terminal) -> Opener:
-    for option, usual in _HERE_ONLY.items():
-        if getattr(arguments, option) != usual:
-            name = f"--{option.replace('_', '-')}"
-            raise UsageError(name, found="it has no effect on a device", remedy="leave it out, or leave out --device")
+    name = _given(arguments, _HERE_ONLY)
+    if name is not None:
+        raise UsageError(name, found="it has no effect on a device", remedy="leave it out, or leave out --device")
     # adb takes time to import.
     from device_harness.native.client import Processor
     from device_harness.native.library import LibraryChoice
@@ -196,6 +204,16 @@ def _device_opener(arguments: argparse.Namespace, terminal: Terminal) -> Opener:
         note=terminal.note,
     )
     return open_on_device(arguments.device, settings)
+
+
+def given_machine_option(arguments: argparse.Namespace) -> str | None:
+    """One of the options of `add_machine_arguments` that was given another value than its default; None without any."""
+    return _given(arguments, _MACHINE)
+
+
+def _given(arguments: argparse.Namespace, usual: Mapping[str, object]) -> str | None:
+    given = (name for name, value in usual.items() if getattr(arguments, name) != value)
+    return next((f"--{name.replace('_', '-')}" for name in given), None)
 
 
 def _check_sampling(arguments: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ class Written:
     earlier: Callable[[Work], list[str]]
     appends: bool = False
     code: int = 0
-    """How a whole run ends: `demo` fails the random checkpoint in its quality gate, with the bundle written."""
+    """How a whole run ends: `demo` fails the random checkpoint in its quality gate, and the older bundle stays."""
 
 
 VERBS = {
@@ -147,7 +147,7 @@ class Case:
     def _after_a_whole_run(self) -> dict[str, tuple[int, bytes]]:
         assert main(self.verb.arguments(self.work)) == self.verb.code
         new = contents(self.work / "out")
-        assert new != self.old
+        assert (new == self.old) == (self.verb.code != 0)
         return new
 
     def _of_output(self, found: dict[str, tuple[int, bytes]]) -> dict[str, tuple[int, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from paths import GEMMA_4_EXAMPLE
 
 import gemma_edge
 from gemma_edge.cli import main
+from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.tokenizer import Tokenizer
 
 QUESTION, COLOUR = "What colour is the sky?", "The sky is blue."
@@ -38,6 +40,17 @@ def test_the_tiny_gemma_4_goes_the_whole_way_and_thinks(tmp_path: Path, capsys: 
     assert len(said) == 4 and all(turn["thought"] for turn in result["chat"])
     with gemma_edge.load(bundle, weight_cache="memory") as model:
         assert model.generate(QUESTION, temperature=0).text == COLOUR
+
+
+@pytest.mark.slow
+def test_an_older_bundle_stays_if_the_new_one_fails_its_gate(
+    random_checkpoint: Path, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = Path(shutil.copytree(random_bundle, tmp_path / "b"))
+    assert main(["demo", "--checkpoint", str(random_checkpoint), "-o", str(older)]) == 1
+    assert "choose a more precise --quant" in capsys.readouterr().err
+    assert read_manifest(older) == read_manifest(random_bundle)
+    assert {path.name for path in tmp_path.iterdir()} <= {"weight-cache", "b"}
 
 
 def test_a_model_or_a_checkpoint_can_be_chosen_but_not_both(capsys: pytest.CaptureFixture[str]) -> None:

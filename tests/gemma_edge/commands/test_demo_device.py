@@ -91,6 +91,23 @@ def test_on_a_device_without_python_the_rest_is_measured_and_what_is_left_out_is
         assert result["report"] is None and result["records"] == 0 and not page.exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--prompt x",
+        "--threads 1",
+        "--weight-cache off",
+        "--backend gpu",
+        "--activations fp16",
+        "--ple ram",
+        "--ple-cache-mb 1",
+    ],
+)
+def test_what_is_for_running_here_is_refused_with_a_device(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--device", "emulated", *words.split()]) == 2
+    assert f"{words.split()[0]}: it cannot be used with --device; leave it out" in capsys.readouterr().err
+
+
 def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--report", "x.html"]) == 2
     assert "--report: there is nothing to measure without --device" in capsys.readouterr().err

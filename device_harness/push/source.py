@@ -155,9 +155,24 @@ def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[st
 def _open_bundle(bundle: Path, groups: Collection[str] | None, manifest: Manifest) -> PushSource:
     for name in manifest.files:
         _require_free_name(name)
-    found = [_recorded(bundle / name, name, manifest.files[name]) for name in wanted_names(manifest, groups)]
+    wanted = wanted_names(manifest, groups)
+    _require_groups(bundle, manifest, wanted)
+    found = [_recorded(bundle / name, name, manifest.files[name]) for name in wanted]
     found.append(_unrecorded(bundle / MANIFEST_NAME, MANIFEST_NAME))
     return PushSource(bundle.resolve().name, tuple(found), manifest)
+
+
+def _require_groups(bundle: Path, manifest: Manifest, wanted: Collection[str]) -> None:
+    """BundleError, with what to do, if this copy of a bundle has no file of a group whose files are wanted."""
+    absent = {
+        name: group.files
+        for name, group in manifest.groups.items()
+        if group.kind not in TEXT_GROUPS and not any((bundle / file).exists() for file in group.files)
+    }
+    if any(file in wanted for files in absent.values() for file in files):
+        names, others = " and ".join(absent), ",".join(name for name in manifest.groups if name not in absent)
+        remedy = f"copy it again with {names}, or convert it again; gemma-edge push --groups {others} sends the rest"
+        raise BundleError(file=bundle, found=f"a copy without the files of the group {names}", remedy=remedy)
 
 
 def _unrecorded(path: Path, name: str, recorded: Callable[[], Mapping[int, str]] = dict[int, str]) -> PushFile:

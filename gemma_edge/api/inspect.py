@@ -118,12 +118,13 @@ def inspect(
     >>> found.kind, list(found.sizes), found.sizes["small"].layers
     ('bundle', ['full', 'small'], 7)
     """
+    source = with_revision(path, revision)
     restore_missing(Path(path))
     if (Path(path) / MANIFEST_NAME).exists():
         if adapters:
             raise UsageError("adapters", found="a bundle", wanted="a checkpoint")
         return _inspect_bundle(Path(path))
-    with open_headers(with_revision(path, revision), families, adapter_choices(adapters)) as checkpoint:
+    with open_headers(source, families, adapter_choices(adapters)) as checkpoint:
         return _inspect_checkpoint(checkpoint)
 
 

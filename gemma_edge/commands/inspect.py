@@ -64,9 +64,13 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _file(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    for option, given in (("--plot", arguments.plot), ("--adapter", arguments.adapters)):
+    for option, given, wanted in (
+        ("--plot", arguments.plot, "a checkpoint or a bundle"),
+        ("--adapter", arguments.adapters, "a checkpoint"),
+        ("--revision", arguments.revision, "a Hugging Face id"),
+    ):
         if given:
-            raise UsageError(option, found="it cannot be used with a file", wanted="a checkpoint or a bundle")
+            raise UsageError(option, found="it cannot be used with a file", wanted=wanted)
     findings = inspect_file(arguments.path)
     terminal.result(file_json(findings), file_text(findings))
     return 0

@@ -156,7 +156,10 @@ def _exported_groups(
     wanted = tuple(manifest.groups) if groups is None else tuple(groups)
     for name in wanted:
         if name not in manifest.groups and not (name == "drafter" and drafter):
-            remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
+            again = (
+                f"convert the checkpoint with --groups {','.join(wanted)}; gemma-edge inspect says whether it can be"
+            )
+            remedy = again if name in TOWER_FILES else None
             there = ", ".join(manifest.groups)
             raise BundleError(file=bundle, found=f"no group {name}", wanted=f"one of {there}", remedy=remedy)
     if "audio" in wanted:

@@ -120,7 +120,8 @@ class Bundle:
             raise BundleError(
                 file=self.path,
                 found=f"no group {group}, which {wanted_for} needs",
-                remedy=f"convert the checkpoint again with {group} among --groups",
+                remedy=f"convert the checkpoint again with {group} among --groups; "
+                "gemma-edge inspect says whether it can be",
             )
         if not any((self.path / file).exists() for file in self.manifest.groups[group].files):
             raise BundleError(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bundles import DRAFT, fill
+from bundles import DRAFT, fill, fill_with_towers
 
 import toolkit.base.files
 from device_harness.push.push import default_target
@@ -59,6 +59,19 @@ def test_files_of_groups_that_stay_here_may_be_missing_or_damaged(bundle: Path) 
     assert "ple_00000.bin" not in names(open_source(bundle, []))
     with pytest.raises(BundleError, match="no such file"):
         open_source(bundle)
+
+
+def test_a_copy_without_a_group_says_which_and_how_to_go_on(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", fill_with_towers)
+    for path in (tmp_path / "b").glob("vision_*"):
+        path.unlink()
+    wanted = (
+        r"b: a copy without the files of the group vision; copy it again with vision, or convert it again; "
+        r"gemma-edge push --groups audio,per_layer_embedding,text sends the rest"
+    )
+    with pytest.raises(BundleError, match=wanted):
+        open_source(tmp_path / "b")
+    assert len(open_source(tmp_path / "b", ["audio", "per_layer_embedding", "text"]).files) > 5
 
 
 def test_a_file_of_another_size_is_refused(bundle: Path) -> None:

@@ -41,6 +41,19 @@ def exported(bundle: Path, path: Path, *words: str) -> Any:
     return gemma_edge.inspect_file(path).metadata
 
 
+def test_what_a_file_and_a_bundle_have_no_use_for_is_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.litertlm").write_bytes(b"LITERTLM")
+    for words, wanted in (("--plot x.svg", "a checkpoint or a bundle"), ("--adapter x", "a checkpoint"),
+                          ("--revision v1", "a Hugging Face id")):  # fmt: skip
+        assert main(["inspect", str(tmp_path / "x.litertlm"), *words.split()]) == 2
+        option = words.split()[0]
+        assert f"{option}: found it cannot be used with a file, wanted {wanted}" in capsys.readouterr().err
+    assert main(["inspect", str(bundle), "--revision", "v1"]) == 2
+    assert "revision: found v1 for" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "wanted"),

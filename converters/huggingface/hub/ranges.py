@@ -116,8 +116,7 @@ class RemoteSafetensors(SafetensorsFile):
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""
         data = buffer.reshape(-1).view(np.uint8)
-        if data.size:  # no range of a request is empty
-            data[:] = np.frombuffer(self._range(offset, offset + data.size), np.uint8)
+        data[:] = np.frombuffer(self._range(offset, offset + data.size), np.uint8)
 
     def _read(self, count: int, offset: int) -> bytes:
         end = offset + count

@@ -74,11 +74,13 @@ def test_inspect_downloads_headers_alone(hub: HubServer, checkpoint: Path) -> No
     assert not any(name in request for request in hub.requests for name in (".bin", ".gguf", "consolidated", "README"))
 
 
-def test_tensors_can_be_read_by_ranges(hub: HubServer, checkpoint: Path) -> None:
+def test_tensors_can_be_read_by_ranges_of_which_empty_ones_ask_for_nothing(hub: HubServer, checkpoint: Path) -> None:
     name = "layers.1.mlp.up_proj.weight"
     with open_headers(ID) as remote, open_checkpoint(checkpoint) as local:
-        for part in (None, (3, 9)):
+        for part in (None, (3, 9), (3, 3)):
+            asked = len(hub.requests)
             np.testing.assert_array_equal(remote.read(name, part), local.read(name, part))  # type: ignore[attr-defined]
+            assert (len(hub.requests) == asked) == (part == (3, 3))
 
 
 def test_a_conversion_downloads_what_it_reads_once(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from toolkit.base.directory_swap import restore_missing
 from toolkit.base.errors import BundleError, GraphError, UsageError
 from toolkit.base.files import Progress
 from toolkit.base.signatures import Truster
-from toolkit.bundle.check import check_directory
+from toolkit.bundle.check import check_directory, undescribed_graphs
 from toolkit.bundle.check import left_out as groups_left_out
 from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.faults import Fault
@@ -23,7 +23,7 @@ from toolkit.bundle.prompting import Prompting
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm import tables
 from toolkit.litertlm.chat_template import engine_template
-from toolkit.litertlm.check import check_litertlm
+from toolkit.litertlm.check import DESCRIBED, check_litertlm
 from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.hashes import has_hashes
 from toolkit.litertlm.header import read_header
@@ -63,6 +63,18 @@ def left_out(path: Path | str) -> tuple[str, ...]:
         return groups_left_out(target, read_manifest(target)) if target.is_dir() else ()
     except BundleError:
         return ()
+
+
+def unknown_graphs(path: Path | str) -> tuple[str, ...]:
+    """The graphs of a kind that this version does not know, by file or section: it checks only that they are whole."""
+    target = Path(path)
+    try:
+        if target.is_dir():
+            return undescribed_graphs(read_manifest(target))
+        sections = () if is_shard_name(target.name) else read_header(target).metadata.sections
+    except BundleError:
+        return ()
+    return tuple(s.label for s in sections if s.type == tables.TFLITE_MODEL and s.label not in DESCRIBED)
 
 
 def is_unhashed(path: Path | str) -> bool:

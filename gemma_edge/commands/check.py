@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemma_edge.api.check import check
 from gemma_edge.terminal import Terminal, one_line
-from toolkit.check import is_unhashed, left_out, refused_by_engine, refused_by_gpu
+from toolkit.check import is_unhashed, left_out, refused_by_engine, refused_by_gpu, unknown_graphs
 
 EXAMPLES = (
     "gemma-edge check BUNDLE",
@@ -40,6 +40,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     ]
     if is_unhashed(arguments.path):
         lines.append("note: the file has no hashes, so damage to its weights cannot be found")
+    unknown = unknown_graphs(arguments.path)
+    if unknown:
+        lines.append(f"note: of an unknown kind, so that only their form is checked: {', '.join(unknown)}")
     engine = None if faults else refused_by_engine(arguments.path)
     absent = left_out(arguments.path)
     lines += [f"note: not here, as after push --groups: {', '.join(absent)}"] if absent else []
@@ -48,6 +51,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
     value["export_refusal"] = None if engine is None else str(engine)
     value["groups_left_out"] = list(absent)
+    value["unknown_graphs"] = list(unknown)
     value["gpu_refusals"] = [{"file": name, **dataclasses.asdict(op)} for name, op in refused]
     terminal.result(value, "\n".join(map(one_line, [*lines, verdict])))
     return 1 if faults else 0

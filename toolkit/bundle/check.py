@@ -57,9 +57,10 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
         damages = _content_faults(bundle / name, manifest.files[name], advance)
         whole |= set() if damages else {name}
         faults += damages
-    for name, wanted in bundle_signatures(manifest).items():
+    wanted = bundle_signatures(manifest)
+    for name in (*wanted, *undescribed_graphs(manifest)):
         if name in readable:
-            faults += _graph_faults(bundle / name, wanted)
+            faults += _graph_faults(bundle / name, wanted.get(name))
     faults += _shard_faults(bundle, manifest, shards, whole, advance)
     if LOCK in readable:
         faults += lock_faults(bundle / LOCK, manifest)
@@ -79,6 +80,12 @@ def left_out(bundle: Path, manifest: Manifest) -> tuple[str, ...]:
         for name, group in manifest.groups.items()
         if group.kind not in TEXT_GROUPS and not any((bundle / file).exists() for file in group.files)
     )
+
+
+def undescribed_graphs(manifest: Manifest) -> tuple[str, ...]:
+    """The .tflite files of a bundle that the format does not describe; nothing runs them."""
+    known = bundle_signatures(manifest)
+    return tuple(name for name in sorted(manifest.files) if name.endswith(".tflite") and name not in known)
 
 
 def _entry_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
@@ -121,12 +128,16 @@ def _content_faults(path: Path, record: FileRecord, advance: Advance) -> list[Fa
     return faults
 
 
-def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Fault]:
+def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape] | None) -> list[Fault]:
+    """Faults of a graph; `wanted`: None for one that the format does not describe."""
     try:
         content = read_tflite(path)
     except GraphError as error:
         return [Fault.of(error, path.name, "graph")]
-    faults = buffer_faults(path.name, content) + signature_faults(path.name, shapes_of(content), wanted)
+    faults = buffer_faults(path.name, content)
+    if wanted is None:
+        return faults
+    faults += signature_faults(path.name, shapes_of(content), wanted)
     return faults or graph_faults(path, wanted)
 
 

@@ -41,7 +41,8 @@ from toolkit.litertlm.tokenizer_section import HF_TOKENIZER, MAX_TOKENIZER_BYTES
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.target import CPU
 
-_DESCRIBED = (schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER, schema.DRAFTER, *VISION, *AUDIO)
+DESCRIBED = (schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER, schema.DRAFTER, *VISION, *AUDIO)
+"""The graphs whose signatures are checked; of others, whether they are whole."""
 REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER)
 
 
@@ -251,7 +252,7 @@ class _Contents:
     def _check_other_graphs(self) -> None:
         """Graphs that the format does not describe are whole files at least, since the engine opens them."""
         for label, section in self._sections.items():
-            if section.type == TFLITE_MODEL and label not in _DESCRIBED:
+            if section.type == TFLITE_MODEL and label not in DESCRIBED:
                 self._graph(label)
 
     def _check_prompts(self, metadata: LlmMetadata, tokenizer: bytes | None) -> None:

@@ -17,6 +17,7 @@ from bundles import (
     decoder,
     decoder_signatures,
     embedder,
+    fill,
     fill_with_towers,
     stand_in,
     tower_signatures,
@@ -41,8 +42,8 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, read_header
-from toolkit.bundle.write import write_bundle
-from toolkit.check import check, left_out
+from toolkit.bundle.write import BundleDraft, write_bundle
+from toolkit.check import check, left_out, unknown_graphs
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.ple_lookup import PleTable
 
@@ -230,6 +231,21 @@ def test_faults_of_several_files_are_all_reported(bundle: Path) -> None:
 def test_a_file_that_is_no_flatbuffer_is_found_though_its_hash_is_right(bundle: Path) -> None:
     rewrite(bundle, EMBEDDER, lambda path: path.write_bytes(b"GIF89a" * 10))
     assert [file for file, _ in found(bundle)] == [EMBEDDER]
+
+
+def test_a_graph_that_the_format_does_not_describe_is_named_and_a_whole_file(tmp_path: Path) -> None:
+    for name, content in (("whole", None), ("broken", b"GIF89a" * 10)):
+
+        def filled(directory: Path, content: bytes | None = content) -> BundleDraft:
+            draft = fill(directory)
+            data = (directory / EMBEDDER).read_bytes() if content is None else content
+            (directory / "other.tflite").write_bytes(data)
+            return draft
+
+        write_bundle(tmp_path / name, filled)
+        assert unknown_graphs(tmp_path / name) == ("other.tflite",)
+    assert check(tmp_path / "whole") == []
+    assert [fault.file for fault in check(tmp_path / "broken")] == ["other.tflite"]
 
 
 def test_an_empty_graph_file_is_found(bundle: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolkit.bundle.write import write_bundle
-from toolkit.check import check
+from toolkit.check import check, unknown_graphs
 from toolkit.litertlm import schema, tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.export import export_litertlm
@@ -228,8 +228,10 @@ def test_a_graph_that_the_format_does_not_describe_is_a_whole_file(path: Path, w
         Section(s.type, (whole[s.begin : s.end],), s.items.get(tables.MODEL_TYPE))
         for s in tables.unpack_container_metadata(whole[32:end], "test").sections
     ]
+    assert unknown_graphs(path) == ()
     write_container(path, [*sections, Section(tables.TFLITE_MODEL, (b"GIF89a" * 10,), "tf_lite_aux")], {})
     assert found(path) == ["section tf_lite_aux header"]
+    assert unknown_graphs(path) == ("tf_lite_aux",)
 
 
 def test_a_decoder_without_decode_is_found(path: Path, whole: bytes, tmp_path: Path) -> None:

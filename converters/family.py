@@ -15,6 +15,7 @@ from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
 from converters.plan import Plan, PlannedDrafter, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
+from toolkit.base.activations import ActivationScales
 from toolkit.base.errors import ToolkitError
 from toolkit.bundle.manifest import AudioRecord, TextRecord, VisionRecord
 from toolkit.quant.recipe import Recipe
@@ -101,10 +102,14 @@ class CalibrationPass:
 
     `planned`: for a tensor of this size, gives the name in the bundle's plan of the tensor whose first rows and columns
     are this tensor; None if there is no such tensor.
+    `activation_scales`: the scales with which a bundle with static activations rounds around the product with a tensor.
+    `unrounded`: the model without this rounding, as other bundles compute; None if there are no such scales.
     """
 
     model: ReferenceModel
     planned: Callable[[str], str | None]
+    activation_scales: Callable[[str], ActivationScales] = lambda _: ActivationScales()
+    unrounded: ReferenceModel | None = None
 
 
 class Checkpoint(Protocol):

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.calibration.divergence import rounded_divergence
+from converters.calibration.divergence import BundleModel
 from converters.calibration.rounder import Rounder
 from converters.calibration.rounding import (
     Piece,
     PieceRounder,
     Rounding,
+    copied_tensors,
     decoder_files,
     decoder_pieces,
     pass_tokens,
-    pieces_within,
 )
 from converters.calibration.text import (
     CalibrationChoice,
@@ -139,10 +139,8 @@ class Calibration:
                     rounder.round_head(run, hidden)
                     if judged:
                         # A pass of its own: a product's last bits depend on how many rows it has, and so would codes.
-                        judge = partial(Rounder(pieces, keep, 0).product, run)
-                        hidden = np.concatenate(run.model.hidden_states(judged, product=judge))
-                        head = pieces_within(pieces, run, run.model.head)
-                        divergence = rounded_divergence(run.model, judged, hidden, head, rounded)
+                        static = plan.recipes["text"].static_activations
+                        divergence = BundleModel(run, pieces, copied_tensors(plan), keep, static).divergence(judged)
         changed = replace(files, rounded=rounded)
         files_after = tuple(changed if item is files else item for item in plan.files)
         return Calibrated(replace(plan, files=files_after), divergence)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.calibration.rounding import Piece
-from converters.family import F32, HeadRows, ReferenceModel
+from converters.calibration.rounding import Piece, PieceRounder, pieces_within
+from converters.family import F32, CalibrationPass, HeadRows, ReferenceModel
 from converters.verify import compare
-from toolkit.quant.dynamic_int8 import dynamic_int8
-from toolkit.quant.rounded import RoundedWeights
+from toolkit.base.activations import ActivationScales
+from toolkit.quant.int8_activations import dynamic_int8, static_int8
 from toolkit.quant.uniform import dequantize_rows
 
 F64 = NDArray[np.float64]
@@ -37,28 +38,55 @@ def divergences(model: ReferenceModel, expected: F32, found: F32, head: HeadRows
     return each
 
 
-def rounded_divergence(
-    model: ReferenceModel,
-    sequences: Sequence[NDArray[np.int32]],
-    hidden: F32,
-    head: Sequence[Piece],
-    rounded: RoundedWeights,
-) -> float:
-    """The mean divergence of the second half of each sequence, as the quality gate takes it.
+@dataclass(frozen=True, slots=True)
+class BundleModel:
+    """The model that a bundle will have once all matrices are rounded, for the sequences that it is judged on."""
 
-    hidden: the states of all sequences' tokens in the model that is rounded. head: the pieces of its output matrix.
-    """
-    plain = np.concatenate(model.hidden_states(sequences))
-    ends = np.cumsum([len(ids) for ids in sequences])
-    judged = np.concatenate(
-        [np.arange(end - len(ids) + len(ids) // 2, end - 1) for ids, end in zip(sequences, ends, strict=True)]
-    )
-    found = hidden[judged]
-    if not head:
-        return float(divergences(model, model.logits(plain[judged]), found).mean())
-    weight = head[0].weight
+    run: CalibrationPass
+    pieces: Mapping[str, Sequence[Piece]]
+    copied: Collection[str]
+    """The tensors that are stored as codes although nothing is rounded: `copied_tensors` of the plan."""
+    rounder: PieceRounder
+    static_activations: bool
+    """Whether the plan rounds with the scales of `CalibrationPass.activation_scales`."""
 
-    def rows(start: int, stop: int) -> F32:
-        return dequantize_rows(rounded.rows(weight, start, stop))
+    def product(self, x: F32, tensor: str) -> F32:
+        """A `MatrixProduct` as LiteRT computes it."""
+        matrix, pieces = self.run.model.tensor(tensor), pieces_within(self.pieces, self.run, tensor)
+        if pieces:
+            matrix = np.array(matrix)
+            for piece in pieces:
+                matrix[slice(*piece.rows), slice(*piece.columns)] = self.rounder.values(piece)
+        result = self.rounder.rounding.multiply(self.inputs(x, tensor), matrix)
+        return static_int8(result, self._scales(tensor).output)
 
-    return float(divergences(model, model.logits(plain[judged]), dynamic_int8(found), rows).mean())
+    def inputs(self, x: F32, tensor: str) -> F32:
+        """The inputs of a product, rounded as LiteRT does where the matrix has codes."""
+        scales = self._scales(tensor)
+        x = static_int8(x, scales.input)
+        if scales.input is not None and scales.output is not None:
+            return x
+        has_codes = self.run.planned(tensor) in self.copied or pieces_within(self.pieces, self.run, tensor)
+        return dynamic_int8(x) if has_codes else x
+
+    def head(self) -> HeadRows | None:
+        """The rows of the output matrix if it is rounded."""
+        pieces = pieces_within(self.pieces, self.run, self.run.model.head)
+        if not pieces:
+            return None
+        return lambda start, stop: dequantize_rows(self.rounder.rounded.rows(pieces[0].weight, start, stop))
+
+    def _scales(self, tensor: str) -> ActivationScales:
+        return self.run.activation_scales(tensor) if self.static_activations else ActivationScales()
+
+    def divergence(self, sequences: Sequence[NDArray[np.int32]]) -> float:
+        """The mean divergence of the second half of each sequence, as the quality gate takes it, in nats."""
+        model, bundle = self.run.model, self.run.model if self.static_activations else self.run.unrounded
+        plain = np.concatenate(model.hidden_states(sequences))
+        hidden = np.concatenate(model.hidden_states(sequences, product=self.product))
+        ends = np.cumsum([len(ids) for ids in sequences])
+        judged = np.concatenate(
+            [np.arange(end - len(ids) + len(ids) // 2, end - 1) for ids, end in zip(sequences, ends, strict=True)]
+        )
+        found = self.inputs(hidden[judged], model.head)
+        return float(divergences(bundle or model, model.logits(plain[judged]), found, self.head()).mean())

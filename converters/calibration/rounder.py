@@ -15,7 +15,6 @@ import numpy as np
 
 from converters.calibration.rounding import Piece, PieceRounder, pieces_within
 from converters.family import F32, CalibrationPass
-from toolkit.quant.dynamic_int8 import dynamic_int8
 
 
 @dataclass(slots=True)
@@ -23,8 +22,6 @@ class Rounder:
     """Rounds the pieces of one file.
 
     tokens: how many are measured. A pass has them twice: first those of the float model, then those of the rounded one.
-    Any further tokens only show how good the rounded model is: their inputs are rounded to int8 too, as LiteRT does.
-    They come in a pass of their own, with `tokens` 0, once everything is rounded.
     """
 
     pieces: Mapping[str, Sequence[Piece]]
@@ -40,9 +37,7 @@ class Rounder:
         changed = np.array(matrix)
         for piece in pieces:
             self._round(piece, x, changed[slice(*piece.rows), slice(*piece.columns)])
-        plain, measured, rest = np.split(x, [self.tokens, 2 * self.tokens])
-        if len(rest):
-            measured = np.concatenate([measured, dynamic_int8(rest)])
+        plain, measured = np.split(x, [self.tokens])
         multiply = self.rounder.rounding.multiply
         return np.concatenate([multiply(plain, matrix), multiply(measured, changed)])
 

@@ -112,6 +112,13 @@ def decoder_pieces(plan: Plan) -> Mapping[str, Sequence[Piece]]:
     return {name: some for name, some in left.items() if some}
 
 
+def copied_tensors(plan: Plan) -> frozenset[str]:
+    """The tensors of a plan's text decoder that are copied as the checkpoint stores them, in codes."""
+    files = decoder_files(plan)
+    copied = (item.weight for item in files.layouts[TEXT_DECODER].placements if is_copied(item, files.packed))
+    return frozenset(part.tensor for weight in copied for part in weight.parts)
+
+
 def pass_tokens(pieces: Mapping[str, Sequence[Piece]]) -> int:
     """How many tokens a forward pass may have, for its activations to take some 2 GB."""
     widest = max(piece.columns[1] for some in pieces.values() for piece in some)

@@ -22,7 +22,7 @@ from converters.calibration.divergence import F64, divergences
 from converters.calibration.rounding import Piece, Rounding, pieces_within
 from converters.family import F32, CalibrationPass, HeadRows
 from toolkit.base.elements import ElementName
-from toolkit.quant.dynamic_int8 import dynamic_int8
+from toolkit.quant.int8_activations import dynamic_int8
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import QuantizedRows, dequantize_rows
 
@@ -132,7 +132,7 @@ class _Pass:
 
     def divergences(self) -> dict[Probe, float]:
         """What each copy's predictions diverge."""
-        model, text = self.run.model, self.text
+        model, text = self.run.unrounded or self.run.model, self.text
         copies = [copy for copy in self._copies() if not self._is_of_head(copy)]
         sequences = [*text.measured, *text.probes, *(ids for _ in copies for ids in text.probes)]
         hidden = np.concatenate(model.hidden_states(sequences, product=partial(self._product, copies)))

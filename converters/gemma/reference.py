@@ -17,6 +17,7 @@ from converters.family import HeadRows, MatrixProduct
 from converters.gemma.config import AnyConfig, DecoderConfig, DecoderLayer, DecoderModel, Heads
 from toolkit.base.activations import ActivationScales
 from toolkit.base.errors import UsageError
+from toolkit.quant.int8_activations import static_int8
 
 Array = NDArray[np.float32]
 KeyValue = tuple[Array, Array]
@@ -100,27 +101,12 @@ def multiply(model: DecoderModel[DecoderConfig], x: Array, tensor: str) -> Array
     return x @ model.read(tensor).T
 
 
-def rounded(x: Array, scale: float | None) -> Array:
-    """x rounded to the nearest of the 256 multiples of `scale` that int8 can represent; x itself without a scale.
-
-    Source: apply_srq in transformers' `integrations/gemma_quant.py`.
-
-    >>> rounded(np.float32([0.6, 1.25, -9.0, 900.0]), 0.5).tolist()
-    [0.5, 1.0, -9.0, 63.5]
-    """
-    if scale is None:
-        return x
-    step = np.float32(scale)
-    codes: Array = np.clip(np.rint(x / step), -128, 127)
-    return codes * step
-
-
 def rounding(product: MatrixProduct, scales_of: Callable[[str], ActivationScales]) -> MatrixProduct:
     """The product with inputs and outputs rounded to the scales that the checkpoint states for each tensor."""
 
     def product_of_rounded(x: Array, tensor: str) -> Array:
         scales = scales_of(tensor)
-        return rounded(product(rounded(x, scales.input), tensor), scales.output)
+        return static_int8(product(static_int8(x, scales.input), tensor), scales.output)
 
     return product_of_rounded
 
@@ -247,13 +233,13 @@ def logits(
     `scales`: those that the checkpoint states for this product, if it states some. `head`: another matrix instead.
     """
     config, scales = model.config, scales or ActivationScales()
-    hidden = rounded(hidden, scales.input)
+    hidden = static_int8(hidden, scales.input)
     result = np.empty((len(hidden), config.vocab_size), np.float32)
     for start in range(0, config.vocab_size, HEAD_ROWS):
         end = min(start + HEAD_ROWS, config.vocab_size)
         matrix = model.read("embed_tokens.weight", rows=(start, end)) if head is None else head(start, end)
         np.matmul(hidden, matrix.T, out=result[:, start:end])
-    result = rounded(result, scales.output)
+    result = static_int8(result, scales.output)
     if config.final_logit_softcap is not None:
         cap = np.float32(config.final_logit_softcap)
         result = np.tanh(np.divide(result, cap, out=result), out=result)

@@ -126,7 +126,8 @@ class Gemma4Checkpoint(Gemma4Tensors):
 
     def calibration_passes(self, slices: Sequence[Slice]) -> Sequence[CalibrationPass]:
         """The only size that there is; the plan names its tensors as the checkpoint does."""
-        return (CalibrationPass(self.reference(slices[0]), lambda tensor: tensor),)
+        rounds, plain = self.reference(slices[0]), Reference(self)
+        return (CalibrationPass(rounds, lambda tensor: tensor, self.activation_scales, plain),)
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from hub_server import HubServer
 from numpy.typing import NDArray
 
 from benchmarks.synthetic_gemma4 import write_synthetic
+from converters.calibration.divergence import BundleModel
+from converters.calibration.rounding import PieceRounder, Rounding, copied_tensors, decoder_pieces
 from converters.calibration.text import CalibrationText, built_in_calibration_text
 from converters.convert import convert
 from converters.families import open_checkpoint
@@ -21,12 +25,15 @@ from converters.gemma.tensors import PER_LAYER_EMBEDDING
 from converters.gemma4.family import GEMMA4, Gemma4Checkpoint
 from converters.gemma4.reference import Reference
 from converters.gemma4.tensors import text_tensors
-from converters.request import ConvertRequest
+from converters.request import ConvertRequest, plan_request
+from converters.verify import built_in_text, sequences_of
 from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.bundle.ple_shards import HEADER_BYTES, read_header, unpack_rows
 from toolkit.quant.packing import unpack_codes
 from toolkit.quant.recipe import Recipe, Rule
+from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme
+from toolkit.quant.uniform import quantize_rows
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 from toolkit.tflite.reader import read_tflite
@@ -184,6 +191,33 @@ def test_calibration_copies_what_is_stored_in_the_recipes_codes(
         convert(request, families=FAMILIES, gate=None)
     plain, calibrated = (stored_bytes(folder / "text_decoder.tflite") for folder in (bundle, tmp_path / "b"))
     assert [name for name in plain if plain[name] != calibrated[name]] == ["per_layer_model_projection.weight"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("static", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_a_budget_judges_what_the_bundle_gives(
+    static: bool, path: Path, checkpoint: Gemma4Checkpoint, tmp_path: Path
+) -> None:
+    """One matrix is rounded; the inputs of those that are copied are rounded too, as LiteRT does or as stated."""
+    recipe = replace(checkpoint.recipes({}, ())["text"], static_activations=static)
+    request = ConvertRequest(path, tmp_path / "b", {"text": recipe}, context=128)
+    result = convert(request, families=FAMILIES, gate=ShortGate(SETTINGS, tokens=64))
+    assert result.report is not None
+    (size,) = result.report.sizes.values()
+    plan = checkpoint.plan(plan_request(request, checkpoint))
+    pieces, (run,) = decoder_pieces(plan), checkpoint.calibration_passes([checkpoint.default_slice])
+    words = Bundle(result.path).tokenizer().encode_limited(built_in_text())
+    text = result.manifest.text
+    judged = [np.array(s, np.int32) for s in sequences_of(words, text.bos_token_id, context=text.context, tokens=64)]
+    (tmp_path / "rounded").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        rounder = PieceRounder(RoundedWeights(tmp_path / "rounded"), Rounding(pool), lambda _: None)
+        for tensor, some in pieces.items():
+            for piece in some:
+                rows = quantize_rows(checkpoint.read(tensor, piece.rows, piece.columns), piece.scheme)
+                rounder.rounded.save(piece.weight, piece.first_row, rows)
+        model = BundleModel(run, pieces, copied_tensors(plan), rounder, static)
+        assert model.divergence(judged) == pytest.approx(size.quality.kl_divergence_mean, rel=0.1)
 
 
 def stored_bytes(file: Path) -> dict[str, bytes]:

@@ -1,4 +1,5 @@
-"""Rounds the inputs of a product as LiteRT does where the matrix has codes and no scales for inputs are known."""
+"""Rounds the inputs and outputs of products as LiteRT does where the matrix has codes: by scales of their own, or by
+those that a checkpoint states."""
 
 from __future__ import annotations
 
@@ -26,3 +27,18 @@ def dynamic_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
     codes -= zero
     codes *= step
     return codes
+
+
+def static_int8(x: NDArray[np.float32], scale: float | None) -> NDArray[np.float32]:
+    """x rounded to the nearest of the 256 multiples of `scale` that int8 can represent; x itself without a scale.
+
+    Source: apply_srq in transformers' `integrations/gemma_quant.py`.
+
+    >>> static_int8(np.float32([0.6, 1.25, -9.0, 900.0]), 0.5).tolist()
+    [0.5, 1.0, -9.0, 63.5]
+    """
+    if scale is None:
+        return x
+    step = np.float32(scale)
+    codes: NDArray[np.float32] = np.clip(np.rint(x / step), -128, 127)
+    return codes * step

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from toolkit.base.errors import BundleError
-from toolkit.base.json_types import Ascending, MayBeAbsent, Range, TypeBy
+from toolkit.base.json_types import Ascending, Matches, MayBeAbsent, Range, TypeBy
 from toolkit.bundle.manifest_values import (
     LEAST_PENALTY,
     LEAST_TEMPERATURE,
@@ -35,6 +35,7 @@ from toolkit.bundle.manifest_values import (
     VocabSize,
     Width,
 )
+from toolkit.quant.recipe import MATCH, MATCH_WANTED
 from toolkit.quant.scheme import Search
 
 FORMAT = "gemma-edge-bundle/3"
@@ -254,7 +255,7 @@ class SizeRecord:
 class RuleRecord:
     """One rule of a quantisation recipe."""
 
-    match: Text
+    match: Annotated[str, Matches(MATCH, MATCH_WANTED)]
     dtype: Element
     block_size: Dimension | None
     search: Search

@@ -21,7 +21,8 @@ from toolkit.tflite.target import CPU
 FORMAT = "gemma-edge-recipe/1"
 
 SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
-_MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}")
+MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}", re.ASCII)
+MATCH_WANTED = "1 to 256 letters, digits, dots, dashes, underscores and * (any characters)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,26 @@ class Rule:
     match: str
     scheme: Scheme
     optional: bool = False
+
+    def matches(self, name: str) -> bool:
+        """Whether it matches a weight's whole name; takes time in proportion to the name, whatever the pattern.
+
+        >>> [Rule("layers.*.mlp.*", Scheme("int8")).matches(name) for name in ("layers.0.mlp.w", "layers.mlp.w")]
+        [True, False]
+        """
+        first, *rest = self.match.split("*")
+        if not rest:
+            return name == first
+        *middle, last = rest
+        place, end = len(first), len(name) - len(last)
+        if place > end or not (name.startswith(first) and name.endswith(last)):
+            return False
+        for piece in middle:  # each at its first place: no later one leaves more room for the pieces after it
+            found = name.find(piece, place, end)
+            if found < 0:
+                return False
+            place = found + len(piece)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +75,10 @@ class Recipe:
         `weights`: all the weights that the recipe is for.
         RecipeError for a weight without a rule, a rule without a weight, and a scheme that does not fit its weight.
         """
-        patterns = [_compile(rule.match) for rule in self.rules]
         used: set[int] = set()
         schemes: dict[str, Scheme] = {}
         for weight in weights:
-            index = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(weight.name)), None)
-            if index is None:
-                example = f'add a rule such as {{"match": "{weight.name}", "dtype": "f32"}}'
-                raise RecipeError(self._what(), found=f"no rule for weight {weight.name}", remedy=example)
+            index = self._index(weight.name)
             rule = self.rules[index]
             check_scheme(f"{weight.name} ({self._what(rule)})", weight.shape, rule.scheme)
             schemes[weight.name] = rule.scheme
@@ -71,6 +88,10 @@ class Recipe:
                 remedy = 'correct its "match", move it up, or mark it "optional": true'
                 raise RecipeError(self._what(rule), found="the rule gives no weight its scheme", remedy=remedy)
         return schemes
+
+    def scheme(self, weight: str) -> Scheme:
+        """The scheme of a weight by its name: that of the first rule that matches it; RecipeError without a rule."""
+        return self.rules[self._index(weight)].scheme
 
     def with_search(self, search: Search) -> Recipe:
         """The same recipe with all scales chosen by this search."""
@@ -94,6 +115,13 @@ class Recipe:
         kept = (replace(rule, optional=True) if first else rule for rule in self.rules)
         changed = zip(self.rules, kept, strict=True)
         return replace(self, name=name, rules=(*first, *(instead.get(old.match, new) for old, new in changed)))
+
+    def _index(self, weight: str) -> int:
+        index = next((index for index, rule in enumerate(self.rules) if rule.matches(weight)), None)
+        if index is None:
+            example = f'add a rule such as {{"match": "{weight}", "dtype": "f32"}}'
+            raise RecipeError(self._what(), found=f"no rule for weight {weight}", remedy=example)
+        return index
 
     def _what(self, rule: Rule | None = None) -> str:
         return f"recipe {self.name}" + (f", rule {rule.match}" if rule else "")
@@ -138,10 +166,6 @@ def built_in_recipe(package: str, name: str) -> Recipe:
     return _read_recipe(JsonObject(value, None, RecipeError, place), lambda base: built_in_recipe(package, base))
 
 
-def _compile(match: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(piece) for piece in match.split("*")))
-
-
 def _read_recipe(fields: JsonObject, base_named: Callable[[str], Recipe | None]) -> Recipe:
     if fields.value("format") != FORMAT:
         fields.refuse("format", fields.value("format"), FORMAT)
@@ -170,8 +194,8 @@ def _read_recipe(fields: JsonObject, base_named: Callable[[str], Recipe | None])
 def _read_rule(value: object, file: str | None, place: str) -> Rule:
     fields = JsonObject(value, file, RecipeError, place)
     match = fields.string("match")
-    if not _MATCH.fullmatch(match):
-        fields.refuse("match", match, "letters, digits, dots, dashes, underscores and * (any characters)")
+    if not MATCH.fullmatch(match):
+        fields.refuse("match", match, MATCH_WANTED)
     fields = JsonObject(value, file, RecipeError, f"{place} ({match})")
     fields.ignore(["match"])
     dtype = next((name for name in element_names() if name == fields.string("dtype")), None)

@@ -222,6 +222,7 @@ WRONG = {
     ),
     "a group that lacks a file": (put("groups/vision/files", ["vision_encoder.tflite"]), "groups vision files"),
     "an unknown dtype": (put("quant/text/rules/0/dtype", "int3"), "quant text rules[0] dtype"),
+    "a rule for no name": (put("quant/text/rules/0/match", "[*]"), "quant text rules[0] match"),
     "an unknown search": (put("quant/text/rules/0/search", "l1"), "quant text rules[0] search"),
     "a block of nothing": (put("quant/text/rules/0/block_size", 0), "quant text rules[0] block_size"),
     "a file of a negative size": (put("files/tokenizer.json/bytes", -1), "files tokenizer.json bytes"),

@@ -60,6 +60,14 @@ def test_matching_is_python_s_fnmatch_without_its_other_wildcards(match: str, na
     assert (schemes[name] == INT8) == fnmatch.fnmatchcase(name, match)
 
 
+def test_a_pattern_of_many_stars_takes_no_longer_than_another() -> None:
+    name = "layers.0.self_attn.qkv_proj.weight" * 7
+    assert not Rule("*" * 255 + "Z", INT8).matches(name)
+    assert not Rule("*e" * 127 + "Z", INT8).matches(name)
+    assert Rule("*a*" * 7, INT8).matches(name) and not Rule("*a*" * 200, INT8).matches(name)
+    assert not Rule("ab*ba", INT8).matches("aba")
+
+
 def test_a_weight_without_a_rule_is_an_error_that_shows_one() -> None:
     with pytest.raises(RecipeError, match=r'recipe r: no rule for weight b\.w.*"match": "b\.w"'):
         Recipe("r", (Rule("a.*", INT8),)).plan(weights("a.w", "b.w"))
@@ -108,6 +116,7 @@ RULE = {"match": "*", "dtype": "int4"}
         ([{"match": 3, "dtype": "f32"}], "rule 1 match: found 3, wanted a string"),
         ([{"match": "", "dtype": "f32"}], "rule 1 match"),
         ([{"match": "a[0]", "dtype": "f32"}], r"rule 1 match: found a\[0\]"),
+        ([{"match": "*" * 257, "dtype": "f32"}], r"rule 1 match: .* wanted 1 to 256 letters, digits"),
         ([{"match": "a", "dtype": "int3"}], r"rule 1 \(a\) dtype: found int3, wanted f32 or f16 or .*int2"),
         ([{"match": "a", "dtype": ["f32"]}], r"rule 1 \(a\) dtype"),
         ([RULE | {"block_size": 48}], r"rule 1 \(\*\) block_size: found 48, wanted 32 or 64 or 128 or 256"),

@@ -24,11 +24,11 @@ from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord,
 from toolkit.bundle.ple_shards import PleLayout
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
-from toolkit.quant.scheme import Scheme
+from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import PackedSource, TensorSource
 from toolkit.tflite.graph import Graph, Signature, Weight
 from toolkit.tflite.static_int8 import with_static_activations
-from toolkit.tflite.writer import layout_files
+from toolkit.tflite.writer import distinct_weights, layout_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +96,26 @@ def plan_text(text: PlannedText[Config], request: PlanRequest) -> Plan:
     )
 
 
+def step_bytes(text: PlannedText[Config], recipe: Recipe) -> int:
+    """Bytes of weights and block scales that each token reads in the default size, stored by this recipe.
+
+    RecipeError for a weight without a rule.
+    """
+    rows = CacheRows.fitting(text.config, 1, 1)  # the weights are those of every context
+    step = Signature("decode", text.decode(text.sizes[0].decoder, text.config, rows))
+    weights = [(weight.shape, recipe.scheme(weight.name)) for weight in distinct_weights([_stored(text, recipe, step)])]
+    return sum(payload_bytes(*weight) + scales_bytes(*weight) for weight in weights)
+
+
 def _signatures(text: PlannedText[Config], request: PlanRequest) -> Mapping[str, list[Signature]]:
     """The signatures of each file; small files first, so that a fault is found early."""
     counts = sorted({step.tokens for step in request.steps()})
-    decoder = [signature for size in text.sizes for signature in _decoder_signatures(text, size, request)]
-    if request.recipes["text"].static_activations and text.codes is not None:
-        codes = text.codes
-        decoder = [
-            with_static_activations(signature, codes.activation_scales, lambda tensor: text.tensors[tensor][0])
-            for signature in decoder
-        ]
+    recipe = request.recipes["text"]
+    decoder = [
+        _stored(text, recipe, signature)
+        for size in text.sizes
+        for signature in _decoder_signatures(text, size, request)
+    ]
     return {EMBEDDER: [Signature(f"embed_{n}", embedder_graph(text.config, n)) for n in counts], TEXT_DECODER: decoder}
 
 
@@ -122,6 +132,13 @@ def _decoder_signatures(
         else:
             graph = text.verify(size.decoder, text.config, rows, step.tokens)
         yield Signature(step.name(size.prefix), graph)
+
+
+def _stored(text: PlannedText[Config], recipe: Recipe, signature: Signature) -> Signature:
+    """The signature as it is stored: with the checkpoint's scales for activations, if the recipe wants them."""
+    if not recipe.static_activations or text.codes is None:
+        return signature
+    return with_static_activations(signature, text.codes.activation_scales, lambda tensor: text.tensors[tensor][0])
 
 
 def _shards(text: PlannedText[Config], request: PlanRequest) -> ShardFiles:

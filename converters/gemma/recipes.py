@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from converters.family import RecipeChoice
@@ -13,10 +12,7 @@ from toolkit.base.errors import RecipeError
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.ple_shards import ple_elements
 from toolkit.quant.recipe import Recipe, RecipeSet, Rule
-from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
-
-# The largest matrices of every layer, from which a budget's bits per weight are computed.
-_TYPICAL_WEIGHT, _TYPICAL_SHAPE = "layers.0.mlp.gate_proj.weight", (1, 1024)
+from toolkit.quant.scheme import Scheme
 
 
 def choose_recipes(
@@ -32,17 +28,6 @@ def choose_recipes(
     ple = _ple(wanted.get("ple", _ple_dtype(text, recipes["text"])), ple_size)
     chosen = {tower: _load(recipes, tower, wanted.get(tower, default)) for tower in towers}
     return {"text": text, "ple": ple, **chosen}
-
-
-def bits_per_weight(recipe: Recipe) -> float:
-    """Bits per weight of a feed-forward matrix, including block scales; per-channel scales are not counted.
-
-    >>> bits_per_weight(Recipe("blocks", (Rule("*", Scheme("int4", 32)),))), bits_per_weight(Recipe("rows", ()))
-    (4.5, 8.0)
-    """
-    scheme = next((rule.scheme for rule in recipe.rules if fnmatchcase(_TYPICAL_WEIGHT, rule.match)), Scheme("int8"))
-    stored = payload_bytes(_TYPICAL_SHAPE, scheme) + scales_bytes(_TYPICAL_SHAPE, scheme)
-    return 8 * stored / _TYPICAL_SHAPE[1]
 
 
 def ple_recipe(dtype: ElementName, ple_size: int) -> Recipe:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from converters.family import CalibrationPass, Family, RecipeChoice
 from converters.gemma.config_json import with_defaults
-from converters.gemma.recipes import bits_per_weight, choose_recipes
+from converters.gemma.plan import step_bytes
+from converters.gemma.recipes import choose_recipes
 from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.defaults import AUDIO, MULTIMODAL, VISION
 from converters.gemma3n.config.processor import read_image_size
 from converters.gemma3n.config.text import ARCHITECTURES, CAUSAL_LM, MODEL_TYPES
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio, require_sounds
-from converters.gemma3n.plan.text import plan_sizes
+from converters.gemma3n.plan.text import plan_sizes, planned_text
 from converters.gemma3n.plan.vision import open_vision, read_vision_config
 from converters.gemma3n.recipes import RECIPE_NAMES, RECIPES, built_in
 from converters.gemma3n.reference import Reference
@@ -54,7 +55,7 @@ class Gemma3nCheckpoint(Gemma3nTensors):
 
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
         """The best named slice within a budget, with weights stored by this recipe."""
-        return choose_slice(self, budget, bits_per_weight=bits_per_weight(text))
+        return choose_slice(self, budget, lambda slice_: step_bytes(planned_text(self, (slice_,)), text))
 
     def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
         """The parameters and memory of a slice."""

@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from converters.family import AssistantKind, CalibrationPass, Family, RecipeChoice
 from converters.gemma.graphs.text.decoder_step import whole_size
-from converters.gemma.plan import PlannedSize, PlannedText, plan_text
-from converters.gemma.recipes import bits_per_weight, choose_recipes, ple_recipe
+from converters.gemma.plan import PlannedSize, PlannedText, plan_text, step_bytes
+from converters.gemma.recipes import choose_recipes, ple_recipe
 from converters.gemma.stored_recipe import NAME as STORED
 from converters.gemma.stored_recipe import stored_recipe
 from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, unused_kv_tensors
@@ -18,7 +18,7 @@ from converters.gemma.text_source import TextSource
 from converters.gemma4.assistant.checkpoint import Assistant
 from converters.gemma4.assistant.config import ARCHITECTURE as ASSISTANT
 from converters.gemma4.checkpoint import Gemma4Tensors
-from converters.gemma4.config import ARCHITECTURES, MODEL_TYPES
+from converters.gemma4.config import ARCHITECTURES, MODEL_TYPES, TextConfig
 from converters.gemma4.graphs.decoder import decode_graph, prefill_graph, verify_graph
 from converters.gemma4.recipes import RECIPE_NAMES, RECIPES
 from converters.gemma4.reference import Reference
@@ -63,8 +63,9 @@ class Gemma4Checkpoint(Gemma4Tensors):
 
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
         """The whole checkpoint; SliceError if it exceeds the budget."""
-        whole, facts = self.default_slice, self.facts(self.default_slice, bits_per_weight=bits_per_weight(text))
-        cost = facts.memory_bytes if budget.unit == "bytes" else facts.parameters["text"]
+        whole = self.default_slice
+        parameters = self.facts(whole, bits_per_weight=8).parameters["text"]
+        cost = step_bytes(self._text((whole,)), text) if budget.unit == "bytes" else parameters
         if cost > budget.amount:
             wanted = f"at least {cost:,} for {whole.name}, the only size of this checkpoint"
             raise SliceError("budget", found=f"{budget.amount:,.0f} {budget.unit}", wanted=wanted)
@@ -107,18 +108,20 @@ class Gemma4Checkpoint(Gemma4Tensors):
 
     def plan(self, request: PlanRequest) -> Plan:
         """The plan of the text groups."""
+        return plan_text(self._text(request.slices), request)
+
+    def _text(self, slices: Sequence[Slice]) -> PlannedText[TextConfig]:
         config = self.config
-        text = PlannedText(
+        return PlannedText(
             config=config,
             source=TextSource(self, config),
             tensors=text_tensors(config),
-            sizes=tuple(PlannedSize(slice_, "", whole_size(config)) for slice_ in request.slices),
+            sizes=tuple(PlannedSize(slice_, "", whole_size(config)) for slice_ in slices),
             decode=decode_graph,
             prefill=prefill_graph,
             verify=verify_graph,
             codes=self,
         )
-        return plan_text(text, request)
 
     def reference(self, slice_: Slice) -> Reference:
         """The reference model of a slice, computed by NumPy."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -125,33 +125,32 @@ def memory_bytes(config: TextConfig, bits_per_weight: float) -> int:
     return math.ceil((effective_parameters(config) + matrix) * bits_per_weight / 8)
 
 
-def choose_slice(model: SizedModel, limit: Budget, *, bits_per_weight: float = 8.0) -> Slice:
+def choose_slice(model: SizedModel, limit: Budget, step_bytes: Callable[[Slice], int]) -> Slice:
     """The best named slice within a budget; SliceError, which names the smallest, if none fits.
 
+    step_bytes: the bytes of weights that each token reads in a slice, for a budget of bytes.
     The best is the whole model if it fits; otherwise the slice with the highest MMLU that Google states; otherwise, if
     no MMLU is stated, the largest slice.
     """
     mmlu = {size.slice: size.mmlu for size in official_sizes()}
-    costs: dict[Slice, int] = {}
-    for slice_ in model.slices.values():
-        config = slice_config(model.config, slice_)
-        by_bytes = limit.unit == "bytes"
-        costs[slice_] = memory_bytes(config, bits_per_weight) if by_bytes else effective_parameters(config)
-    fitting = [slice_ for slice_, cost in costs.items() if cost <= limit.amount]
-    if not fitting:
-        smallest = min(costs, key=lambda slice_: (costs[slice_], slice_.name))
-        raise SliceError(
-            "budget",
-            found=f"{limit.amount:,.0f} {limit.unit}",
-            wanted=f"at least {costs[smallest]:,} for {smallest.name}, the smallest size",
-        )
+    parameters = {part: effective_parameters(slice_config(model.config, part)) for part in model.slices.values()}
 
     def rank(slice_: Slice) -> tuple[bool, float, int, str]:
-        stated = mmlu.get(slice_, -1.0)
+        stated, count = mmlu.get(slice_, -1.0), parameters[slice_]
         # Of two slices with the same stated accuracy, prefer the smaller; without stated accuracy, the larger.
-        return is_whole(slice_, model.config), stated, -costs[slice_] if stated >= 0 else costs[slice_], slice_.name
+        return is_whole(slice_, model.config), stated, -count if stated >= 0 else count, slice_.name
 
-    return max(fitting, key=rank)
+    costs: dict[Slice, int] = {}
+    for slice_ in sorted(parameters, key=rank, reverse=True):
+        costs[slice_] = step_bytes(slice_) if limit.unit == "bytes" else parameters[slice_]
+        if costs[slice_] <= limit.amount:
+            return slice_
+    smallest = min(costs, key=lambda slice_: (costs[slice_], slice_.name))
+    raise SliceError(
+        "budget",
+        found=f"{limit.amount:,.0f} {limit.unit}",
+        wanted=f"at least {costs[smallest]:,} for {smallest.name}, the smallest size",
+    )
 
 
 def parse_integers(text: str, place: str, file: str | None = None) -> tuple[int, ...]:

@@ -26,8 +26,11 @@ from converters.gemma4.family import GEMMA4, Gemma4Checkpoint
 from converters.gemma4.reference import Reference
 from converters.gemma4.tensors import text_tensors
 from converters.request import ConvertRequest, plan_request
+from converters.slices import Budget
 from converters.verify import built_in_text, sequences_of
-from toolkit.base.errors import CheckpointError, RecipeError
+from toolkit.base.errors import CheckpointError, RecipeError, SliceError
+from toolkit.bundle.footprint import footprints
+from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, read_header, unpack_rows
 from toolkit.quant.packing import unpack_codes
 from toolkit.quant.recipe import Recipe, Rule
@@ -75,6 +78,14 @@ def parts_of(name: str) -> list[str]:
     if name.endswith("qkv_proj.weight"):
         return [name.replace("qkv_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
     return ["embed_tokens.weight" if name == "lm_head.weight" else name]
+
+
+def test_a_budget_counts_codes_as_the_checkpoint_stores_them(checkpoint: Gemma4Checkpoint, bundle: Path) -> None:
+    (found,) = footprints(bundle, read_manifest(bundle)).values()
+    text = checkpoint.recipes({}, ())["text"]
+    assert checkpoint.choose_slice(Budget(found.weight_bytes, "bytes"), text) == checkpoint.default_slice
+    with pytest.raises(SliceError, match=f"at least {found.weight_bytes:,} for full"):
+        checkpoint.choose_slice(Budget(found.weight_bytes - 1, "bytes"), text)
 
 
 def ids(count: int, seed: int = 0) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -118,6 +118,9 @@ class SafetensorsFile:
             return  # no /proc, a file system without direct reads, or a system without O_DIRECT
         self._direct = direct
         self._open.append(direct)
+
+    def expect(self, tensors: Iterable[TensorInfo]) -> None:
+        """Say which small tensors will be read one by one; on the Hub, one read then fetches those near it too."""
 
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""

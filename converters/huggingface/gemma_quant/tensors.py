@@ -72,6 +72,10 @@ class GemmaQuantTensors(StoredTensors):
         except BaseException:
             self.close()
             raise
+        for file in self._files.values():
+            file.expect(info for info in file.tensors.values() if info.name.endswith((_INPUT, _OUTPUT)))
+        self._activations: dict[str, float | None] = {}
+        """The scales of activations that were read, by the names of their tensors."""
         plain = {name: info for name, info in self._raw.items() if not _is_part(name, self._packed)}
         self.infos = MappingProxyType(plain | {name: packed.info for name, packed in self._packed.items()})
 
@@ -176,10 +180,12 @@ class GemmaQuantTensors(StoredTensors):
         info = self._raw.get(name)
         if info is None:
             return None
-        scale = float(read_tensor(self._files[info.file], info, None, None).reshape(()))
-        if scale < 0:
-            raise CheckpointError(name, file=self._path, found=scale, wanted="a positive number, or 0 for none")
-        return scale or None
+        if name not in self._activations:
+            scale = float(read_tensor(self._files[info.file], info, None, None).reshape(()))
+            if scale < 0:
+                raise CheckpointError(name, file=self._path, found=scale, wanted="a positive number, or 0 for none")
+            self._activations[name] = scale or None
+        return self._activations[name]
 
 
 def _packed_tensors(stored: Mapping[str, TensorInfo], config: GemmaQuantConfig, path: Path) -> Mapping[str, _Packed]:

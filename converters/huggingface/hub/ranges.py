@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.huggingface.hub.repository import TIMEOUT_S, HubFile, HubRepository, hub_errors, hub_utils
-from converters.huggingface.safetensors import SafetensorsFile, read_header
+from converters.huggingface.safetensors import SafetensorsFile, TensorInfo, read_header
 from toolkit.base.errors import EnvironmentFault
 from toolkit.base.strict_json import shorten
 
@@ -20,6 +21,9 @@ _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.5
 _FIRST_READ_BYTES = 1 << 16
 """Most headers are shorter, so that one request is enough."""
+_GAP_BYTES = 1 << 16
+"""To read so many bytes that nobody needs takes less time than another request."""
+_MAX_RUN_BYTES = 1 << 24
 _CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<size>\d+|\*)", re.ASCII)
 
 
@@ -95,13 +99,15 @@ def _may_pass(error: BaseException | None) -> bool:
 class RemoteSafetensors(SafetensorsFile):
     """A safetensors file on the Hub: its header is checked like a local file's, and tensors are read in ranges."""
 
-    __slots__ = ("_file", "_first", "_repository")
+    __slots__ = ("_file", "_kept", "_repository", "_runs")
 
     def __init__(self, repository: HubRepository, file: HubFile) -> None:
         self.path = Path(repository.hub_id) / file.name
         self._repository = repository
         self._file = file
-        self._first = self._range(0, min(_FIRST_READ_BYTES, file.size))
+        self._runs = [(0, min(_FIRST_READ_BYTES, file.size))]
+        self._kept: dict[int, bytes] = {}
+        """The bytes of runs that were read, by where they begin."""
         self.tensors = read_header(self.path, file.size, self._read)
 
     def close(self) -> None:
@@ -113,14 +119,29 @@ class RemoteSafetensors(SafetensorsFile):
     def bypass_page_cache(self) -> None:
         """Do nothing: nothing is cached."""
 
+    def expect(self, tensors: Iterable[TensorInfo]) -> None:
+        """Join neighbours to runs: the first read within a run reads all of it, and keeps it."""
+        runs = self._runs[:1]  # of the header, which was read
+        for info in sorted(tensors, key=lambda info: info.begin):
+            begin, end = runs[-1]
+            if len(runs) > 1 and info.begin - end <= _GAP_BYTES and info.end - begin <= _MAX_RUN_BYTES:
+                runs[-1] = begin, info.end
+            elif info.end > end:
+                runs.append((info.begin, info.end))
+        self._runs = runs
+
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""
         data = buffer.reshape(-1).view(np.uint8)
-        data[:] = np.frombuffer(self._range(offset, offset + data.size), np.uint8)
+        data[:] = np.frombuffer(self._read(data.size, offset), np.uint8)
 
     def _read(self, count: int, offset: int) -> bytes:
-        end = offset + count
-        return self._first[offset:end] if end <= len(self._first) else self._range(offset, end)
+        begin, end = self._runs[bisect_right(self._runs, offset, key=lambda run: run[0]) - 1]
+        if offset + count > end:
+            return self._range(offset, offset + count)
+        if begin not in self._kept:
+            self._kept[begin] = self._range(begin, end)
+        return self._kept[begin][offset - begin : offset - begin + count]
 
     def _range(self, start: int, end: int) -> bytes:
         return b"".join(stream_range(self._repository, self._file, start, end))

@@ -18,13 +18,14 @@ from converters.calibration.divergence import BundleModel
 from converters.calibration.rounding import PieceRounder, Rounding, copied_tensors, decoder_pieces
 from converters.calibration.text import CalibrationText, built_in_calibration_text
 from converters.convert import convert
-from converters.families import open_checkpoint
+from converters.families import open_checkpoint, open_headers
 from converters.gate import ShortGate
 from converters.gemma.stored_recipe import stored_recipe
 from converters.gemma.tensors import PER_LAYER_EMBEDDING
 from converters.gemma4.family import GEMMA4, Gemma4Checkpoint
 from converters.gemma4.reference import Reference
 from converters.gemma4.tensors import text_tensors
+from converters.huggingface.hub import ranges
 from converters.request import ConvertRequest, plan_request
 from converters.slices import Budget
 from converters.verify import built_in_text, sequences_of
@@ -187,6 +188,24 @@ def test_another_recipe_quantises_the_numbers_that_the_codes_stand_for(path: Pat
         plain = Reference(checkpoint)  # which rounds nothing
         want = plain.logits(plain.hidden_states([ids(20)])[0][-1:])[0]
     np.testing.assert_allclose(found, want, atol=1e-3)
+
+
+def test_scales_of_activations_on_the_hub_are_read_together(
+    path: Path, checkpoint: Gemma4Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [name for name in text_tensors(checkpoint.config) if checkpoint.scheme(name) is not None]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ranges, "_MAX_RUN_BYTES", 1 << 18)
+    with HubServer() as hub:
+        hub.publish("someone/qat", path)
+        hub.use(monkeypatch, tmp_path / "cache")
+        with open_headers("someone/qat", FAMILIES) as remote:
+            assert isinstance(remote, Gemma4Checkpoint)
+            before = len(hub.requests)
+            for _ in range(2):
+                assert [*map(remote.activation_scales, names)] == [*map(checkpoint.activation_scales, names)]
+            assert len(names) > 40 and len(hub.requests) - before < 10
+            assert sum(hub.sent.values()) < (path / "model.safetensors").stat().st_size / 2
 
 
 @pytest.mark.slow

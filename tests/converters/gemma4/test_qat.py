@@ -307,6 +307,20 @@ def test_projections_that_a_decoder_joins_have_one_type() -> None:
         stored_recipe(BASE, list(schemes), schemes.get, static_activations=False)
 
 
+@pytest.mark.parametrize("changed", ["self_attn.v_proj.weight", "mlp.up_proj.weight"])
+@pytest.mark.parametrize("layers", [(0,), (0, 1, 2)])
+def test_a_matrix_that_an_adapter_changes_has_the_scheme_of_the_base(changed: str, layers: tuple[int, ...]) -> None:
+    kinds = (*PROJECTIONS, "mlp.up_proj.weight")
+    anew = {f"layers.{n}.{changed}" for n in layers}
+    tensors = [f"layers.{n}.{kind}" for n in range(3) for kind in kinds]
+    schemes = {name: None if name in anew else INT2 for name in tensors}
+    recipe = stored_recipe(BASE, tensors, schemes.__getitem__, static_activations=False)
+    assert {name: recipe.scheme(name) for name in tensors} == {name: scheme or INT8 for name, scheme in schemes.items()}
+    joined = [f"layers.{n}.self_attn.qkv_proj.weight" for n in range(3)]
+    parts = [schemes[name.replace("qkv_proj", "v_proj")] for name in joined]
+    assert [recipe.scheme(name) for name in joined] == [scheme or INT8 for scheme in parts]
+
+
 def test_scales_of_blocks_of_a_matrix_are_refused() -> None:
     with pytest.raises(
         CheckpointError, match=r"embed_tokens\.weight: found int4 in blocks of 32, wanted int4 with one"

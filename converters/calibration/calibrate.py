@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -202,5 +203,6 @@ def restore_text(output: Path) -> None:
     """Write the text beside a bundle whose process was killed before it could: the calibration's work still has it."""
     kept = work_directory(output) / _TEXT
     with suppress(BundleError, UsageError):  # no bundle, or a file that is not ours in the text's place
-        if kept.is_file() and read_lock(output).calibration == (text := read_calibration_text(kept)).sha256:
+        # unlike Path.is_file, False for a name that is too long, and below a directory that may not be searched
+        if os.path.isfile(kept) and read_lock(output).calibration == (text := read_calibration_text(kept)).sha256:
             write_calibration_text(Output(output, BUNDLE), text)

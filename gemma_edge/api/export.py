@@ -44,6 +44,7 @@ def export(
     drafter_tokens: int = DrafterSettings().tokens,
     session: SessionSettings | None = None,
     progress: Progress | None = None,
+    download_progress: Progress | None = None,
     drafter_progress: StageProgress = lambda _stage, _done, _total: None,
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
@@ -68,8 +69,8 @@ def export(
         model: a directory, or a Hugging Face id. Both need a bundle that was converted with `draft_tokens`
         (docs/speculative.md). None for the bundle's own drafter, if it has one.
     drafter_tokens: how many tokens the model writes for the drafter to be fitted to. session: how it is run for that.
-    progress: called with the bytes done and the total; `drafter_progress` with a stage of the drafter, how much of it
-        is done, and the total.
+    progress: called with the bytes done and the total; `download_progress` with the bytes downloaded of a drafter's
+        checkpoint; `drafter_progress` with a stage of the drafter to be fitted, how much of it is done, and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
     a file that is not a key; CheckpointError for a drafter that was made for another model.
@@ -97,7 +98,7 @@ def export(
         settings, how = DrafterSettings(drafter_tokens), Drafting(session, drafter_progress)
         maker = partial(drafter_for_export, Path(bundle), settings=settings, size=size, how=how)
     elif drafter is not None:
-        maker = partial(assistant_for_export, Path(bundle), drafter)
+        maker = partial(assistant_for_export, Path(bundle), drafter, progress=download_progress)
     options = ExportOptions(size, chosen, model_type, activations, target, signer, force, sampling, maker)
     result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
     write_environment(place)

@@ -73,7 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
-    with drafter_bars(terminal) as drafting, terminal.bar("export") as show:
+    with (
+        terminal.bar("download") as downloaded,
+        drafter_bars(terminal) as drafting,
+        terminal.bar("export") as show,
+    ):
         result = export(
             arguments.bundle,
             arguments.output,
@@ -90,6 +94,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             drafter=arguments.drafter,
             drafter_tokens=arguments.drafter_tokens,
             progress=show,
+            download_progress=downloaded,
             drafter_progress=drafting,
         )
     value = {

@@ -137,6 +137,15 @@ def test_a_drafter_on_the_hub_is_named_with_its_commit_and_rebuilt(
         again = tmp_path / "again"
         gemma_edge.rebuild(tmp_path / "bundle", again, checkpoint=checkpoint, drafter="someone/gemma-4-assistant")
         assert (again / DRAFTER).read_bytes() == (tmp_path / "bundle" / DRAFTER).read_bytes()
+        hub.use(monkeypatch, tmp_path / "another cache")
+        told: list[tuple[int, int]] = []
+        exported = gemma_edge.export(
+            tmp_path / "bundle",
+            tmp_path / "model.litertlm",
+            drafter="someone/gemma-4-assistant",
+            download_progress=lambda *done: told.append(done),
+        )
+        assert exported.groups == ("text", "drafter") and told[-1][0] == told[-1][1] > 1000
 
 
 def test_a_model_on_the_hub_is_not_downloaded_for_a_drafter_of_another(

@@ -13,7 +13,7 @@ import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
 from toy_family import TOY, write_toy_checkpoint
 
-from converters.calibration.calibrate import is_work_of, mark_work, sequences_of, work_directory
+from converters.calibration.calibrate import is_work_of, mark_work, restore_text, sequences_of, work_directory
 from converters.calibration.own_text import text_written_by
 from converters.calibration.rounding import pieces_of
 from converters.calibration.text import (
@@ -172,6 +172,10 @@ def test_the_text_is_found_beside_the_bundle(bundle: Path, checkpoint: Path, tmp
     assert rebuild(bundle, checkpoint, tmp_path / "again", families=FAMILIES).calibration == TEXT
     assert hashes(tmp_path / "again") == hashes(bundle)
     assert read_calibration_text(calibration_file(tmp_path / "again")) == TEXT
+
+
+def test_a_bundle_whose_work_cannot_be_looked_for_has_none(tmp_path: Path) -> None:
+    restore_text(tmp_path / ("b" * 250))
 
 
 @pytest.mark.slow

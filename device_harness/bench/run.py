@@ -149,9 +149,9 @@ def bench(
             listener.note(f"{machine.serial} is emulated: speeds are this computer's")
         spec = choose_runner(request, runners, is_phone=_is_phone(device))
         runner = spec.make(RunnerRequest(RunnerOptions(request.options), request.workload, device, listener))
-        job_settings = _job_settings(settings, machine, device, listener)
         with _opened(request, spec, listener, machine.serial) as model:
-            plan = runner.plan(model, request.workload)
+            plan = runner.plan(model, request.workload)  # refuses what does not fit, before anything takes long
+            job_settings = _job_settings(settings, machine, device, listener)
             with listener.pushing(machine.serial) as progress:
                 placed = place_model(machine, model, progress=progress)
             for job in plan(machine, placed):

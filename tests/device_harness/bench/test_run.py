@@ -119,6 +119,15 @@ def test_a_runner_is_known_only_where_it_is_given(bundle: Path) -> None:
         choose_runner(BenchRequest(bundle, "script"))
 
 
+def test_what_does_not_fit_the_model_is_refused_before_a_machine_is_waited_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_harness.bench.run.resting_limit", lambda *_, **__: pytest.fail("waited"))
+    workload = Workload(prompt_tokens=1 << 20)
+    with pytest.raises(UsageError, match="-p and -n"):
+        next(bench(Host(), BenchRequest(bundle, "session", workload=workload)))
+
+
 def test_an_option_of_another_runner_is_refused_by_name(bundle: Path, spec: RunnerSpec) -> None:
     with pytest.raises(UsageError, match=r"^--factor: cannot be used with --runner session, only with script$"):
         choose_runner(BenchRequest(bundle, "session", {"factor": ("3",)}), (*ALL, spec))

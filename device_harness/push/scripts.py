@@ -23,6 +23,8 @@ _BLOCK_BYTES = 64 * 1024
 """dd's block size: it fits into a pipe, and larger blocks do not fit into the processor's cache."""
 _ALWAYS_NEEDED = ("chmod", "df", "mv", "rm", "stat", "truncate")
 _SHELL_NEEDS = ("dd", "head")
+_STORAGE_FAULTS = r"*/O\ error*|*/output\ error*|*No\ space\ left*|*uota\ exceeded*"
+"""What the messages for EIO, ENOSPC and EDQUOT have in Android's C library, musl and glibc, as patterns of a `case`."""
 _DIGEST = re.compile(r"([A-Za-z0-9._-]{1,255}) (\d{1,9}) ([0-9a-f]{64}|unreadable)\b", re.ASCII)
 
 # Android's sha256sum is BoringSSL's, which uses the processor's SHA instructions. Elsewhere sha256sum may be plain C,
@@ -69,7 +71,7 @@ piece() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
 store() { o=$(($2*STEP)); l=$3; while [ $l -gt 0 ]; do p=PIECE; [ $l -gt $p ] || p=$l
 piece $1 $o $p; o=$((o+p/BLOCK)); l=$((l-p)); done; }
 put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; store $1 $k $z
-{ digest $1 $k; SYNC; } </dev/null & later; k=$((k+1)); done; }
+{ digest $1 $k; SYNC || echo FAILED; } </dev/null & later; k=$((k+1)); done; }
 """
 
 # The same functions, by native/push_receiver.c, which exits only when its chunks are hashed.
@@ -214,8 +216,13 @@ def missing_programs_script(receiver: str | None) -> str:
 
 
 def sync_command(name: str) -> str:
-    """A command that syncs one file: toybox has fsync, coreutils' sync takes a file, and every system has sync."""
-    return f"{{ fsync {name} || sync {name} || sync; }} 2>/dev/null"
+    """A command that syncs one file, and fails with the message if the storage could not take what was written.
+
+    toybox has fsync, coreutils' sync takes a file, and every system has sync. One that fails for another reason is
+    followed by the next: toybox's fsync cannot open a file of another owner, as on /sdcard.
+    """
+    synced = f"said=$({{ fsync {name} || sync {name} || sync; }} 2>&1)"
+    return f'{{ {synced} && case $said in {_STORAGE_FAULTS}) false;; esac || {{ echo "$said" >&2; false; }}; }}'
 
 
 def _put_call(run: ChunkRun) -> str:

@@ -125,14 +125,20 @@ static void read_ahead(uint64_t number, int lanes) {
     posix_fadvise(run.file, (off_t)(number * run.chunk), (off_t)size, POSIX_FADV_WILLNEED);
 }
 
+/* Some file systems do not have sync_file_range. That the storage cannot take the bytes is an error, of which the fsync at
+ * the end of a push may not be told again. */
+static void sync_range(off_t offset, off_t size, unsigned how) {
+    if (sync_file_range(run.file, offset, size, how) && (errno == EIO || errno == ENOSPC || errno == EDQUOT))
+        fail(run.name, strerror(errno));
+}
+
 /* Start writing a chunk to the storage (only fsync guarantees that it is there), and drop earlier chunks from the page
  * cache: otherwise a push takes the memory of all other programs, and new pages cost the most time. */
 static void settle_chunk(uint64_t number) {
-    sync_file_range(run.file, (off_t)(number * run.chunk), (off_t)length_of(number), SYNC_FILE_RANGE_WRITE);
+    sync_range((off_t)(number * run.chunk), (off_t)length_of(number), SYNC_FILE_RANGE_WRITE);
     if (number < run.first + BEHIND) return;
     off_t offset = (off_t)((number - BEHIND) * run.chunk), size = (off_t)length_of(number - BEHIND);
-    sync_file_range(run.file, offset, size,
-                    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    sync_range(offset, size, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
     posix_fadvise(run.file, offset, size, POSIX_FADV_DONTNEED);
     if (run.from != STDIN_FILENO) posix_fadvise(run.from, offset, size, POSIX_FADV_DONTNEED);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -244,6 +245,32 @@ def test_a_copy_that_nobody_listens_to_ends(receiver: Path, tmp_path: Path) -> N
     process.stdout.close()
     assert process.wait(60) != 0
     assert (tmp_path / "a.part").stat().st_size < size * CHUNK
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("EIO", 1), ("ENOSPC", 1), ("EDQUOT", 1), ("ENOSYS", 0), ("EINVAL", 0), ("ESPIPE", 0)]
+)
+def test_bytes_that_the_storage_refuses_are_an_error(failing: Path, tmp_path: Path, fault: str, code: int) -> None:
+    number = getattr(errno, fault)
+    done = receive(failing, tmp_path, bytes(2 * CHUNK), CHUNK, environment={"SYNC_FAULT": str(number)})
+    assert done.returncode == code
+    assert done.stdout.endswith(f"a.part: {os.strerror(number)}\nfailed\n".encode()) == bool(code)
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program on a system whose sync_file_range fails as the environment says."""
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc (apt-get install gcc)")
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "fault.c").write_text(
+        "#include <errno.h>\n#include <stdlib.h>\n"
+        'int fail_to_sync(void) { errno = atoi(getenv("SYNC_FAULT")); return -1; }\n'
+    )
+    sources = [SOURCES / f"{PUSH_RECEIVER}.c", folder / "fault.c"]
+    command = ["gcc", "-Dsync_file_range=fail_to_sync", "-pthread", *map(str, sources), "-o", str(folder / "failing")]
+    subprocess.run(command, check=True)
+    return folder / "failing"
 
 
 def test_another_header_is_another_program(tmp_path: Path) -> None:

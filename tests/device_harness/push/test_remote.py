@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from device_harness.adb.transport import DeviceRefusal
 from device_harness.push.remote import parse_df
-from device_harness.push.scripts import parse_digests
+from device_harness.push.scripts import FAILED, ChunkRun, parse_digests, store_script, sync_command
+from device_harness.push.source import PushFile
 
 DIGEST = "0123456789abcdef" * 4
 TOYBOX = (
@@ -39,3 +45,51 @@ def test_other_output_of_df_is_an_error(text: str) -> None:
 def test_digests_are_found_among_noise() -> None:
     lines = ["", "WARNING: linker: x", f"a-b.bin 12 {DIGEST}  -\r", f"a.bin x {DIGEST}", f"a.bin 1 {DIGEST[:-1]}"]
     assert list(parse_digests(lines)) == [("a-b.bin", 12, DIGEST)]
+
+
+# --- the storage -------------------------------------------------------------------------------------------------
+
+SHELL = "/bin/sh"
+
+
+def fake_programs(folder: Path, said: dict[str, str]) -> Path:
+    """Programs that fail with a message, or succeed if there is none."""
+    folder.mkdir()
+    for name, words in said.items():
+        (folder / name).write_text(f"#!{SHELL}\n" + (f'echo "{words}" >&2; exit 1\n' if words else ""))
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ({"fsync": "", "sync": "unused"}, None),
+        ({"fsync": "fsync: a.part: Operation not permitted", "sync": ""}, None),
+        ({"sync": ""}, None),
+        ({"fsync": "fsync: can't sync 'a.part': I/O error", "sync": ""}, "I/O error"),
+        ({"fsync": "fsync: a.part: Quota exceeded", "sync": ""}, "Quota exceeded"),
+        ({"sync": "sync: error syncing 'a.part': Input/output error"}, "Input/output error"),
+        ({"sync": "sync: error syncing 'a.part': No space left on device"}, "No space left"),
+        ({"sync": "sync: error syncing 'a.part': Disk quota exceeded"}, "Disk quota"),
+        ({}, "not found"),
+    ],
+)
+def test_a_sync_fails_only_if_the_storage_does(said: dict[str, str], fault: str | None, tmp_path: Path) -> None:
+    path = fake_programs(tmp_path / "bin", said)
+    command = f"true && {sync_command('a.part')}"
+    done = subprocess.run([SHELL, "-c", command], env={"PATH": str(path)}, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0, fault is None or fault in done.stderr) == (fault is None, True), done
+
+
+def test_a_chunk_that_the_storage_could_not_take_fails_though_its_hash_is_right(tmp_path: Path) -> None:
+    data = b"abc" * 100
+    path = fake_programs(tmp_path / "bin", {"fsync": "fsync: a.part: I/O error"})
+    file = PushFile("a", tmp_path / "a", len(data), (hashlib.sha256(data).hexdigest(),), 4096)
+    done = subprocess.run(
+        [SHELL, "-c", f"{{ {store_script([ChunkRun(file, 0, 1)], None)}; }} 2>&1"],
+        input=data, cwd=tmp_path, env={"PATH": f"{path}:{os.environ['PATH']}"}, capture_output=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.decode().splitlines()
+    assert FAILED in lines and "fsync: a.part: I/O error" in lines
+    assert list(parse_digests(lines)) == [("a.part", 0, file.chunks[0])]

@@ -14,7 +14,7 @@ STALL_S = 30.0
 
 
 class Stream(Protocol):
-    """A stream to a service of the device; for one thread at a time."""
+    """A stream to a service of the device; for one thread that reads and one that writes at a time."""
 
     @property
     def has_input(self) -> bool:

@@ -166,7 +166,7 @@ class Link:
 
 
 class Stream:
-    """A stream to a service of the device; for one thread at a time."""
+    """A stream to a service of the device; for one thread that reads and one that writes at a time."""
 
     def __init__(self, link: Link, service: str, local_id: int) -> None:
         self.local_id = local_id
@@ -221,8 +221,9 @@ class Stream:
             raise DeviceTimeout(self._what, found=f"no output for {timeout:g} s")
         if not self._inbox:
             return b""
-        data = self._inbox.popleft()
-        self._inbox_bytes -= len(data) + _MESSAGE_COST_BYTES
+        with self._link._changed:
+            data = self._inbox.popleft()
+            self._inbox_bytes -= len(data) + _MESSAGE_COST_BYTES
         if self._owes_okay:
             self._acknowledge()
         return data
@@ -253,6 +254,8 @@ class Stream:
 
     def _acknowledge(self) -> None:
         with self._link._changed:
+            if not self._owes_okay:
+                return  # another thread has sent it
             self._owes_okay = False
             taken, self._taken_bytes = self._taken_bytes, 0
         if not self.is_closed:

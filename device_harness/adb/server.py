@@ -10,6 +10,7 @@ import os
 import re
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ _KNOCK_S = 0.5
 _ANSWER_S = 5.0
 _PAUSE_S = 0.2
 _READ_BYTES = 256 * 1024
+_LOOK_S = 0.5
+"""How often a thread that reads looks whether one that writes has taken the input meanwhile."""
 _MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
 """The maximum number of unread bytes from the device while we write to it."""
 _DEVICE = re.compile(r"(\(no serial number\)|\S+)\s+(.+?)((?: [a-z_]+:\S*)*)", re.ASCII)
@@ -209,6 +212,7 @@ class ServerStream:
         self._socket = sock
         self._inbox: deque[bytes] = deque()
         self._inbox_bytes = 0
+        self._taking = threading.Lock()
         self._is_ended = False
 
     @property
@@ -245,13 +249,17 @@ class ServerStream:
 
     def read(self, *, timeout: float) -> Buffer:
         """Some bytes; empty at the end of the stream. ConnectionLost if it ended because the server lost the device."""
+        deadline = time.monotonic() + timeout
         while not self.has_input:
-            if not await_events(self._socket, select.POLLIN, timeout):
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise DeviceTimeout(self._what, found=f"no output for {timeout:g} s")
-        if self._inbox:
-            data = self._inbox.popleft()
-            self._inbox_bytes -= len(data)
-            return data
+            await_events(self._socket, select.POLLIN, min(left, _LOOK_S))
+        with self._taking:
+            if self._inbox:
+                data = self._inbox.popleft()
+                self._inbox_bytes -= len(data)
+                return data
         if not self._link.available:
             raise ConnectionLost(self._what, found="adb's server has lost the device", remedy="reconnect")
         return b""
@@ -262,19 +270,20 @@ class ServerStream:
         self._is_ended = True
 
     def _take_input(self) -> None:
-        while not self._is_ended:
-            try:
-                data = self._socket.recv(_READ_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            self._is_ended = not data
-            if data:
-                self._inbox.append(data)
-                self._inbox_bytes += len(data)
-            if self._inbox_bytes > _MAX_INBOX_BYTES:
-                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} unexpected bytes")
+        with self._taking:
+            while not self._is_ended:
+                try:
+                    data = self._socket.recv(_READ_BYTES)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    data = b""
+                self._is_ended = not data
+                if data:
+                    self._inbox.append(data)
+                    self._inbox_bytes += len(data)
+                if self._inbox_bytes > _MAX_INBOX_BYTES:
+                    raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} unexpected bytes")
 
 
 def _ask(sock: socket.socket, request: str, what: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ _MOST_BYTES = 16 << 20
 _ERRORS: dict[str, type[ToolkitError]] = {"usage": UsageError, "bundle": BundleError, "machine": EnvironmentFault}
 _STOP = b'{"do": "stop"}\n'
 _KEPT_LINES, _MOST_SAID = 64, 4096
+_MOST_SEED = 2**63 - 1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +86,12 @@ class GenerationEnd:
 
     ending: Ending
     tokens: int
+    """0 if it was interrupted before the first one."""
     position: int
     prefill_s: float
+    """0 if it was interrupted before the end of the prefill."""
     first_s: float
-    """From the command to the first token."""
+    """From the command to the first token; 0 without one."""
     decode_s: float
     """For the other tokens."""
 
@@ -116,10 +122,14 @@ class NativeGeneration:
         self.end = _generation_end(answer)
         raise StopIteration
 
+    def ask_to_stop(self) -> None:
+        """Ask the program to end the answer after its current step; another thread may be waiting for its tokens."""
+        self._client._write(_STOP)
+
     def stop(self) -> GenerationEnd:
-        """End the answer after the current token, whose id and those after it are dropped."""
+        """End the answer after the current step; the ids of tokens that were not taken are dropped."""
         if self.end is None:
-            self._client._write(_STOP)
+            self.ask_to_stop()
             for _ in self:
                 pass
         assert self.end is not None
@@ -175,7 +185,8 @@ class NativeClient:
     ) -> OpenedBundle:
         """Open the bundle in this folder on the machine; `weight_folder`: where to keep packed weights, None: nowhere.
 
-        For a GPU the caller must have checked that it takes the graphs (`require_fit`).
+        For a GPU the caller must have checked that it takes the graphs (`require_fit`). A folder that cannot be used is
+        a warning.
         """
         fields: dict[str, object] = {"bundle": bundle, **processor.fields}
         self._is_on_gpu = processor.backend == "gpu"
@@ -189,6 +200,7 @@ class NativeClient:
             if not self._is_on_gpu or error.place != GPU_PLACE:
                 raise
             raise explained_refusal("\n".join(self._said), error) from error
+        self._warn_of_weights(answer)
         self.context, self.text_ids = answer.integer("context", 1, 2**31), answer.integer("text_ids", 1, 2**31)
         return OpenedBundle(
             size=answer.string("size"),
@@ -227,17 +239,21 @@ class NativeClient:
         """Process a prompt and begin to generate; iterate over the answer's tokens, each as soon as it is drawn.
 
         `drawn`: how many tokens earlier answers have drawn with the same seed; `earlier`: the ids of the conversation
-        before `ids`, for the repeat penalty.
+        before `ids`, for the repeat penalty. UsageError for a seed beyond 2^63 - 1.
         """
+        if sampling.seed > _MOST_SEED:
+            raise UsageError("seed", found=sampling.seed, wanted=f"0 to {_MOST_SEED} on a device")
         given = {
             "drawn": drawn or None,
-            "limit": limit,
+            # Larger numbers have the same effect as these, and may not be ones that the program can hold.
+            "limit": None if limit is None else min(limit, self.context + 1),
+            "top_k": min(sampling.top_k, self.text_ids),
             "stop": None if stops is None else list(stops),
             "vocabulary": vocabulary,
         }
         fields: dict[str, object] = {"ids": list(ids), **_uses(media)}
         fields |= {name: value for name, value in given.items() if value is not None}
-        fields |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed", "min_p")}
+        fields |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "seed", "min_p")}
         if sampling.repeat_penalty != 1:
             fields |= {"repeat_penalty": sampling.repeat_penalty, "earlier": sorted(set(earlier))}
         return NativeGeneration(self, fields)
@@ -256,11 +272,12 @@ class NativeClient:
             return
         if medium.group == "vision":
             data = medium.values.astype(np.uint8, copy=False).tobytes()
-            self._ask("image", {"key": medium.key, "bytes": len(data)}, data)
+            answer = self._ask("image", {"key": medium.key, "bytes": len(data)}, data)
         else:
             assert medium.mask is not None
             data = medium.values.astype("<f4", copy=False).tobytes() + medium.mask.astype(np.uint8).tobytes()
-            self._ask("sound", {"key": medium.key, "bytes": len(data), "frames": len(medium.values)}, data)
+            answer = self._ask("sound", {"key": medium.key, "bytes": len(data), "frames": len(medium.values)}, data)
+        self._warn_of_weights(answer)
         self._media.add(medium.key)
 
     def forget_media_but(self, kept: Sequence[Medium]) -> None:
@@ -291,7 +308,8 @@ class NativeClient:
         """The next answer; the program's error as one of ours."""
         size = 0
         while not (line := self._line()).startswith(b"{"):
-            self._said.append(line[:_MOST_SAID].decode("utf-8", "replace").strip())
+            if line.strip():
+                self._said.append(line[:_MOST_SAID].decode("utf-8", "replace").strip())
             size += len(line) + 1
             self._require_few(size)
         answer = JsonObject(parse_json(line, None, EnvironmentFault, self._what), None, EnvironmentFault, self._what)
@@ -300,6 +318,11 @@ class NativeClient:
         if not answer.has("token") and answer.string("ok") != do:
             raise EnvironmentFault(self._what, found=f"an answer to {answer.string('ok')}", wanted=f"one to {do}")
         return answer
+
+    def _warn_of_weights(self, answer: JsonObject) -> None:
+        if answer.has("weight_cache_fault"):
+            fault = answer.string("weight_cache_fault")
+            _log.warning("%s: packing weights in memory, because they cannot be kept: %s", self._what, fault)
 
     def _line(self) -> bytes:
         looked = 0
@@ -367,7 +390,7 @@ def _ending(answer: JsonObject) -> Ending:
 def _generation_end(answer: JsonObject) -> GenerationEnd:
     return GenerationEnd(
         ending=_ending(answer),
-        tokens=answer.integer("tokens", 1, 2**31),
+        tokens=answer.integer("tokens", 0, 2**31),
         position=_position(answer),
         prefill_s=_seconds(answer, "prefill_s"),
         first_s=_seconds(answer, "first_s"),

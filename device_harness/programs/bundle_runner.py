@@ -42,8 +42,8 @@ _PRELOADED = {"aarch64": ("-ffixed-x18",), "x86_64": ()}
 _IMPORTS = {
     "libc": "__errno __libc_init _exit calloc clock_gettime close closedir dup dup2 flock fork free fsync futimens "
     "getauxval getpid getrusage lseek madvise malloc memchr memcmp memcpy memmove memset mkdir open opendir "
-    "pipe poll posix_fadvise pread qsort read readdir realloc realpath rename sched_getaffinity snprintf stat "
-    "strchr strcmp strcspn strerror strlen strncmp strrchr strspn strstr strtod strtoll strtoull uname unlink "
+    "pipe poll posix_fadvise pread qsort read readdir realloc realpath rename sched_getaffinity signal snprintf stat "
+    "statvfs strchr strcmp strcspn strerror strlen strncmp strrchr strspn strstr strtod strtoll strtoull uname unlink "
     "vsnprintf waitpid write",
     "libdl": "dlerror dlopen dlsym",
     "libm": "exp ldexpf",

@@ -13,6 +13,7 @@ from types import TracebackType
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from waiting import PATIENCE_S
 
 from device_harness.programs.build import parse_architecture
 from device_harness.programs.bundle_runner import bundle_runner
@@ -46,6 +47,7 @@ class NativeRunner:
         self._process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
+        self._code: int | None = None
         self.start = self.line()
 
     def __enter__(self) -> NativeRunner:
@@ -56,7 +58,8 @@ class NativeRunner:
     ) -> None:
         if error is not None:
             self._process.kill()
-        self.end()
+        is_ended, code = self._code is not None, self.end()
+        assert error is not None or is_ended or code == 0, f"the program has ended with {code}"
 
     def send(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -64,9 +67,10 @@ class NativeRunner:
         self._process.stdin.flush()
 
     def line(self) -> dict[str, object]:
-        """The next answer."""
+        """The next answer; an empty line precedes it."""
         assert self._process.stdout is not None
-        text = self._process.stdout.readline()
+        while (text := self._process.stdout.readline()) == b"\n":
+            pass
         assert text, "the program has ended"
         found: dict[str, object] = json.loads(text)
         return found
@@ -105,8 +109,18 @@ class NativeRunner:
         return tokens, answer
 
     def end(self) -> int:
-        """End its input; return the exit code."""
+        """End its input and read the rest of its output; return the exit code."""
+        self.rest()
+        assert self._code is not None
+        return self._code
+
+    def rest(self) -> list[dict[str, object]]:
+        """End its input; return the answers to what it has read before."""
+        if self._code is not None:
+            return []
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
+        output = self._process.stdout.read()
         self._process.stdout.close()
-        return self._process.wait(timeout=60)
+        self._code = self._process.wait(timeout=PATIENCE_S)
+        return [json.loads(line) for line in output.splitlines() if line]

@@ -12,7 +12,7 @@ import pytest
 from device_harness.machines.machine import Machine
 from device_harness.native.client import NativeClient
 from device_harness.native.place import PlacedRunner
-from toolkit.base.errors import ToolkitError
+from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.runtime.sampling import Sampling
 
 START = {"ok": "start", "protocol": 1, "pid": 7}
@@ -28,6 +28,7 @@ class Liar:
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
+        self.written = b""
 
     def open_dialogue(self, command: str, *, silence: float) -> Liar:
         return self
@@ -41,6 +42,7 @@ class Liar:
         """Nothing to end."""
 
     def write(self, data: bytes) -> bool:
+        self.written += data
         return True
 
     def read(self) -> bytes:
@@ -97,6 +99,30 @@ def test_logits_of_an_impossible_size_are_refused_before_they_are_waited_for(cou
     running = client(line(START), line({"ok": "decode", "bytes": count}), then=endless(bytes(65536)))
     with pytest.raises(ToolkitError):
         running.decode(1)
+
+
+def test_numbers_that_the_program_cannot_hold_are_cut_where_that_changes_nothing_and_a_seed_is_refused() -> None:
+    running = client(line(START), line(OPEN))
+    running.open("bundle")
+    running.generate([1], Sampling(1.0, 10**30, 0.5, 2**63 - 1), limit=10**30)
+    sent = json.loads(cast(Any, running._dialogue).written.splitlines()[-1])
+    assert (sent["limit"], sent["top_k"], sent["seed"]) == (17, 100, 2**63 - 1)
+    with pytest.raises(UsageError, match=f"seed: found {2**63}, wanted 0 to {2**63 - 1} on a device"):
+        running.generate([1], Sampling(seed=2**63))
+
+
+def test_weights_that_cannot_be_kept_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    fault = "/weights: 10 bytes free, wanted 20"
+    running = client(line(START), line({**OPEN, "weight_cache": "memory", "weight_cache_fault": fault}))
+    assert running.open("bundle").weight_cache == "memory"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"liar bundle_runner: packing weights in memory, because they cannot be kept: {fault}"
+    ]
+
+
+def test_text_without_a_newline_hides_no_answer() -> None:
+    running = client(b"half a line\n" + line(START), b"\nhalf another\n" + line(OPEN))
+    assert running.open("bundle").context == 16
 
 
 @pytest.mark.parametrize("name", list(OPEN))

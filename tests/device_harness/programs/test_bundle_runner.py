@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from native_runner import NativeRunner, library_path, litert_path, runner_path
 from paths import EXAMPLE
+from waiting import PATIENCE_S
 
 from converters.convert import convert
 from converters.request import ConvertRequest
@@ -254,10 +256,59 @@ def test_a_generation_ends_when_it_is_asked_to(shared: NativeRunner) -> None:
 
 
 @pytest.mark.slow
+def test_a_stop_that_comes_in_two_pieces_ends_a_generation(shared: NativeRunner) -> None:
+    shared.ok("truncate", position=0)
+    shared.ask("generate", ids=[2, 3], stop=[])
+    shared.send(b'{"do": "st')
+    for _ in range(3):  # the program has looked at the first piece alone
+        assert "token" in shared.line()
+    shared.send(b'op"}\n')
+    while "token" in (answer := shared.line()):
+        pass
+    assert answer["ending"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_prefill_decode_and_a_generation_s_prefill_end_after_the_step_in_which_a_stop_comes(
+    tiny_bundle: Path, shared: NativeRunner
+) -> None:
+    ids = tokens_of(tiny_bundle, 6, 400)
+    widest = max(Bundle(tiny_bundle).manifest.text.prefill_sizes)
+    for do, position in (("prefill", widest), ("generate", widest), ("decode", 1)):
+        shared.ok("truncate", position=0)
+        shared.send(json.dumps({"do": do, "ids": ids}).encode() + b'\n{"do": "stop"}\n')
+        answer = shared.line()
+        assert (answer["ok"], answer["position"], answer["ending"]) == (do, position, "interrupted")
+        assert do != "generate" or (answer["tokens"], answer["prefill_s"], answer["first_s"]) == (0, 0, 0)
+    shared.ok("truncate", position=0)
+    assert "ending" not in shared.ok("prefill", ids=ids)
+
+
+@pytest.mark.slow
+def test_the_largest_and_smallest_settings_of_the_session_are_taken(tiny_bundle: Path, shared: NativeRunner) -> None:
+    sampling = Sampling(1e300, 2**24, 5e-324, 2**63 - 1)
+    with Session(Bundle(tiny_bundle), SETTINGS) as session:
+        expected = list(Generation(session, [2, 3], Sampler(sampling, session.text.text_ids), limit=3, stops=()))
+    shared.ok("truncate", position=0)
+    tokens, _ = shared.generated(ids=[2, 3], limit=3, stop=[], **asdict(sampling))
+    assert tokens == expected
+    shared.ok("truncate", position=0)
+    assert "token" in shared.ask("generate", ids=[2], limit=2**63 - 1)
+    shared.send(b'{"do": "stop"}\n')
+    while "token" in shared.line():
+        pass
+
+
+@pytest.mark.slow
 def test_a_weight_file_is_the_one_of_the_session(tiny_bundle: Path, tmp_path: Path) -> None:
     from importlib.metadata import version
 
-    cache = {"folder": str(tmp_path / "a" / "cache"), "runtime": version("ai-edge-litert")}
+    folder, old = tmp_path / "a" / "cache", f"{'0' * 16}-{'f' * 16}.xnnpack"
+    cache = {"folder": str(folder), "runtime": version("ai-edge-litert"), "limit_bytes": 0}
+    others = [".mine.partial", "mine.xnnpack", f"{old}.txt"]
+    folder.mkdir(parents=True)
+    for name in (*others, old, f".{old}.9.partial"):
+        (folder / name).touch()
     states = []
     for _ in range(2):
         with NativeRunner([runner_path(), litert_path()]) as native:
@@ -269,7 +320,28 @@ def test_a_weight_file_is_the_one_of_the_session(tiny_bundle: Path, tmp_path: Pa
     before = path.stat().st_ino
     with Session(Bundle(tiny_bundle), SessionSettings(threads=1, weight_cache=path.parent)) as session:
         assert (session.feed([2, 3, 4]) == found).all()
-    assert path.stat().st_ino == before and sorted(p.name for p in path.parent.iterdir()) == [path.name, "lock"]
+    assert path.stat().st_ino == before and {p.name for p in folder.iterdir()} == {path.name, "lock", *others}
+
+
+@pytest.mark.slow
+def test_a_folder_for_weights_that_is_full_or_no_folder_is_not_used_and_named(tiny_bundle: Path) -> None:
+    """XNNPACK would end the process when it cannot write."""
+    bwrap = ["bwrap", "--dev-bind", "/", "/", "--size", str(1 << 14), "--tmpfs", "/mnt"]
+    if shutil.which("bwrap") is None or subprocess.run([*bwrap, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs bubblewrap (apt-get install bubblewrap) that may make namespaces and small file systems")
+    record = Bundle(tiny_bundle).manifest.vision
+    assert record is not None
+    pixels = read_image(SAMPLES / "red-circle.png", record).values.astype(np.uint8).tobytes()
+    with NativeRunner([*bwrap, runner_path(), litert_path()]) as native:
+        for folder, fault in (("/mnt/cache", "bytes free, wanted"), ("/dev/null/cache", "Not a directory")):
+            cache = {"folder": folder, "runtime": "1"}
+            opened = native.ok("open", bundle=str(tiny_bundle), threads=1, weight_cache=cache)
+            answers = [opened, native.ok("image", pixels, key="a", bytes=len(pixels))]
+            assert opened["weight_cache"] == "memory" and "weight_file" not in opened
+            for answer in answers:
+                said = str(answer["weight_cache_fault"])
+                assert said.startswith(f"{folder}: ") and fault in said
+            native.ok("close")
 
 
 @pytest.mark.slow
@@ -353,6 +425,8 @@ def test_a_wrong_command_has_one_error_and_the_next_is_read(
         ({"do": "size", "name": "huge"}, "size", "huge"),
         ({"do": "generate", "ids": [1], "top_p": 0}, "generate top_p", "0"),
         ({"do": "generate", "ids": [1], "temperature": "hot"}, "generate temperature", "no number"),
+        ({"do": "generate", "ids": [1], "seed": 2**63}, "JSON", str(2**63)),
+        ({"do": "decode", "ids": [1], "logits": 1}, "decode logits", "another value"),
         ({"do": "forget", "key": "a"}, "medium a", "no such image or sound"),
         ({"do": "open", "bundle": "/"}, "open", "a bundle is open"),
     ],
@@ -376,6 +450,49 @@ def test_bytes_of_a_refused_image_are_not_taken_for_commands(native: NativeRunne
 def test_without_the_number_of_bytes_the_program_ends(native: NativeRunner) -> None:
     assert "error" in native.ask("image", key="a")
     assert native.end() == 2
+
+
+def test_a_switch_of_an_image_that_is_neither_true_nor_false_is_refused(shared: NativeRunner) -> None:
+    error = shared.ask("image", b"123", key="a", bytes=3, rows="true")["error"]
+    assert isinstance(error, dict) and (error["place"], error["wanted"]) == ("image rows", "true or false")
+
+
+@pytest.mark.slow
+def test_input_that_ends_within_a_line_is_an_error_and_ends_a_generation(
+    tiny_bundle: Path, native: NativeRunner
+) -> None:
+    native.ok("open", bundle=str(tiny_bundle), threads=1)
+    native.ask("generate", ids=[2, 3], stop=[])
+    native.send(b'{"do": "sta')
+    output = native.rest()
+    assert (output[-2]["ending"], native.end()) == ("interrupted", 2)
+    error = output[-1]["error"]
+    assert isinstance(error, dict) and error["found"] == "the end of input in the middle of a line"
+
+
+def test_bytes_that_are_missing_at_the_end_are_an_error_and_what_came_of_them_is_no_command(
+    native: NativeRunner,
+) -> None:
+    native.send(b'{"do": "image", "key": "a", "bytes": 100}\n{"do": "stats"}\n')
+    (answer,) = native.rest()
+    assert isinstance(answer["error"], dict) and answer["error"]["wanted"] == "100 bytes after the line"
+    assert native.end() == 2
+
+
+def test_answers_that_nobody_reads_have_an_exit_code_of_their_own() -> None:
+    command = [runner_path(), litert_path()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"\n" and process.stdout.readline().startswith(b'{"ok": "start"')
+        process.stdout.close()
+        process.stdin.write(b'{"do": "stats"}\n')
+        process.stdin.flush()
+        assert process.wait(PATIENCE_S) == 3
+
+
+def test_texts_of_an_answer_are_utf_8_even_where_a_path_is_not() -> None:
+    done = subprocess.run([runner_path(), b"/no\xff\xc3\xa4\t/\xe2\x82"], stdout=subprocess.PIPE, check=False)
+    assert json.loads(done.stdout.decode())["error"]["file"] == "/no\xff\xe4\t/\xe2\x82" and "ä".encode() in done.stdout
 
 
 def test_a_library_without_the_functions_is_refused_by_name() -> None:

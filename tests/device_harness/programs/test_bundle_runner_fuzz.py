@@ -84,7 +84,7 @@ def run(program: Path, lines: Iterator[bytes] | list[bytes]) -> list[dict[str, o
     assert b"Sanitizer" not in done.stderr and b"runtime error" not in done.stderr
     answers, rest = [], done.stdout
     while rest:
-        line, _, rest = rest.partition(b"\n")
+        line, _, rest = rest.removeprefix(b"\n").partition(b"\n")
         answers.append(json.loads(line))
         count = answers[-1].get("bytes", 0)
         rest = rest[count if isinstance(count, int) else 0 :]

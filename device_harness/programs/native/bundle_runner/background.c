@@ -17,10 +17,11 @@ void background_begin(Background *background, bool (*work)(void *), void *contex
         return;
     }
     if (!background->process) {
-        bool is_right = work(context);
-        const Fault *fault = take_fault(); /* shorter than what a pipe takes at once */
-        bool is_told = is_right || (fault && write(ends[1], fault, sizeof *fault) == (ssize_t)sizeof *fault);
-        _exit(is_told ? 0 : 1);
+        /* One byte if all is right, or the error, which is shorter than what a pipe takes at once. */
+        size_t size = work(context) ? 1 : sizeof(Fault);
+        const Fault *fault = take_fault();
+        ssize_t told = size == 1 ? write(ends[1], "", 1) : fault ? write(ends[1], fault, size) : 0;
+        _exit(told == (ssize_t)size ? 0 : 1);
     }
     close(ends[1]);
     background->report = ends[0];
@@ -30,16 +31,15 @@ static const char *unless_empty(const char *words) { return *words ? words : NUL
 
 bool background_end(Background *background) {
     Fault fault;
-    int status = 0;
     if (!background->is_begun) return true;
     background->is_begun = false;
     if (background->process < 0) return background->was_right;
     ssize_t bytes;
     while ((bytes = read(background->report, &fault, sizeof fault)) < 0 && errno == EINTR) continue;
     close(background->report);
-    while (waitpid(background->process, &status, 0) < 0 && errno == EINTR) continue;
+    while (waitpid(background->process, NULL, 0) < 0 && errno == EINTR) continue;
     if (bytes == (ssize_t)sizeof fault)
         return refuse(fault.kind, unless_empty(fault.file), unless_empty(fault.place), fault.found,
                       unless_empty(fault.wanted));
-    return !status || refuse(MACHINE, NULL, "check of the bundle's files", "its process was ended", NULL);
+    return bytes == 1 || refuse(MACHINE, NULL, "check of the bundle's files", "its process was ended", NULL);
 }

@@ -7,6 +7,7 @@
 #include "command.h"
 #include "line.h"
 #include "memory.h"
+#include "standard_input.h"
 
 enum { MOST_THREADS = 64, USUAL_THREADS = 4 };
 #define USUAL_CACHE_BYTES ((uint64_t)16 << 30)
@@ -66,8 +67,9 @@ static void add_integers(const char *key, const int64_t *values, size_t count) {
 }
 
 static bool answer_open(Runner *runner, const Command *command) {
-    static const char *const kinds[] = {"off", "memory", "kept"};
     const Session *session = &runner->session;
+    const PackedWeights *weights = &session->weights;
+    const char *in_memory = session->options.cache.kind == CACHE_OFF ? "off" : "memory";
     const TextRecord *record = &session->manifest.text;
     begin_answer(command);
     line_string("size", session->manifest.size[session->size].name);
@@ -81,13 +83,14 @@ static bool answer_open(Runner *runner, const Command *command) {
     add_integers("stop_token_ids", record->stop, record->stops);
     line_string("backend", session->options.processor == ON_CPU ? "cpu" : "gpu");
     line_integer("threads", session->options.threads);
-    line_string("weight_cache", session->built_weights ? "built" : kinds[session->options.cache.kind]);
-    if (*session->weight_file) line_string("weight_file", session->weight_file);
+    line_string("weight_cache", weights->is_built ? "built" : *weights->path ? "kept" : in_memory);
+    if (*weights->path) line_string("weight_file", weights->path);
+    if (*weights->fault) line_string("weight_cache_fault", weights->fault);
     return end_answer(runner);
 }
 
 bool do_open(Runner *runner, const Command *command) {
-    SessionOptions options = {.threads = usual_threads()};
+    SessionOptions options = {.threads = usual_threads(), .is_stopped = runner->reads_input ? is_stopped : NULL};
     const char *bundle, *size = NULL;
     int64_t threads = options.threads;
     if (runner->session.is_open) return refuse(USAGE, NULL, "open", "a bundle is open", "the command close first");
@@ -150,7 +153,7 @@ bool do_stats(Runner *runner, const Command *command) {
         line_close('}');
         line_integer("position", session->position);
         line_string("size", session->manifest.size[session->size].name);
-        if (*session->weight_file) line_string("weight_file", session->weight_file);
+        if (*session->weights.path) line_string("weight_file", session->weights.path);
     }
     return end_answer(runner);
 }

@@ -31,6 +31,14 @@ bool number(const Command *command, const char *key, double least, double most, 
     return !member(command, key) || json_number(&command->source, command->value, command->name, key, least, most, found);
 }
 
+bool boolean(const Command *command, const char *key, bool *found) {
+    const JsonValue *value = member(command, key);
+    if (!value) return true;
+    *found = value->kind == JSON_TRUE;
+    return *found || value->kind == JSON_FALSE ||
+           refuse(USAGE, NULL, text("%s %s", command->name, key), "another value", "true or false");
+}
+
 bool needs_session(const Runner *runner, const Command *command) {
     return runner->session.is_open || refuse(USAGE, NULL, command->name, "no bundle is open", "the command open first");
 }
@@ -80,7 +88,8 @@ void begin_answer(const Command *command) {
 bool end_answer(const Runner *runner) {
     line_number("seconds", monotonic_s() - runner->started);
     line_number("uptime_s", seconds_of(CLOCK_BOOTTIME));
-    return line_end();
+    line_end();
+    return true;
 }
 
 bool answer_position(Runner *runner, const Command *command) {

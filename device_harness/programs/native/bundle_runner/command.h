@@ -6,7 +6,7 @@
 #include "sampling.h"
 #include "session.h"
 
-enum { EXIT_INPUT = 2, EXIT_MACHINE = 3, MOST_IDS = 1 << 20 };
+enum { MOST_IDS = 1 << 20 };
 
 typedef struct {
     Session session;
@@ -39,11 +39,13 @@ const JsonValue *member(const Command *command, const char *key);
 /* Read a number if it is there; false if it is not one, or out of bounds. */
 bool integer(const Command *command, const char *key, int64_t least, int64_t most, int64_t *found);
 bool number(const Command *command, const char *key, double least, double most, double *found);
+/* Read true or false if it is there; false if it is neither. */
+bool boolean(const Command *command, const char *key, bool *found);
 bool needs_session(const Runner *runner, const Command *command);
 /* The tokens of `ids`, or of `random`, and the `media`. Free the ids, after an error too. */
 bool read_prompt(Runner *runner, const Command *command, Prompt *prompt);
 
-/* Begin the last answer, and end it; false if nobody reads the answers any more. */
+/* Begin the last answer, and end it: true, the result of the command. */
 void begin_answer(const Command *command);
 bool end_answer(const Runner *runner);
 bool answer_position(Runner *runner, const Command *command);

@@ -5,6 +5,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* The exit codes for a wrong command, and for a machine that cannot go on. */
+enum { EXIT_INPUT = 2, EXIT_MACHINE = 3 };
+
 /* Whose mistake it is: the command's, the bundle's, or this machine's. */
 typedef enum { USAGE, BUNDLE, MACHINE } FaultKind;
 
@@ -22,6 +25,9 @@ const Fault *take_fault(void);
 
 /* A formatted text; valid until eight more are made. */
 const char *text(const char *form, ...) __attribute__((format(printf, 1, 2)));
+
+/* The bytes of the character beyond ASCII that begins at `at`: 2 to 4; 0 if it is not UTF-8. */
+size_t utf8_bytes(const char *at, const char *end);
 
 /* Memory filled with zeros, or NULL with an error recorded. Sizes that do not fit are an error too. */
 void *allocate(size_t count, size_t size);

@@ -1,5 +1,6 @@
 #include "json.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,15 +109,9 @@ static bool read_escape(Parser *parser, char **to) {
 
 /* Copy one character of UTF-8 beyond ASCII. */
 static bool read_utf8(Parser *parser, char **to) {
-    const unsigned char *s = (const unsigned char *)parser->at;
-    int length = *s >= 0xC2 && *s < 0xE0 ? 2 : *s >= 0xE0 && *s < 0xF0 ? 3 : *s >= 0xF0 && *s < 0xF5 ? 4 : 0;
-    if (!length || parser->end - parser->at < length) return broken(parser, "UTF-8");
-    for (int i = 1; i < length; i++)
-        if (s[i] >> 6 != 2) return broken(parser, "UTF-8");
-    if ((*s == 0xE0 && s[1] < 0xA0) || (*s == 0xED && s[1] > 0x9F) || (*s == 0xF0 && s[1] < 0x90) ||
-        (*s == 0xF4 && s[1] > 0x8F))
-        return broken(parser, "UTF-8");
-    memmove(*to, parser->at, (size_t)length);
+    size_t length = utf8_bytes(parser->at, parser->end);
+    if (!length) return broken(parser, "UTF-8");
+    memmove(*to, parser->at, length);
     *to += length, parser->at += length;
     return true;
 }
@@ -174,16 +169,18 @@ static bool read_number(Parser *parser, JsonValue *value) {
     }
     size_t length = (size_t)(parser->at - start);
     char digits[64];
-    if (length >= (is_whole ? 19 : sizeof digits)) {
+    if (length >= sizeof digits) {
         parser->at = start;
         return broken(parser, "a number of fewer digits");
     }
     memcpy(digits, start, length);
     digits[length] = 0;
     value->kind = is_whole ? JSON_INTEGER : JSON_DOUBLE;
+    errno = 0;
     if (is_whole) value->integer = strtoll(digits, NULL, 10);
     else value->number = strtod(digits, NULL);
-    return true;
+    return !is_whole || !errno ||
+           refuse(parser->kind, parser->file, "JSON", digits, "whole numbers from -2^63 to 2^63 - 1");
 }
 
 static bool read_word(Parser *parser, const char *word) {

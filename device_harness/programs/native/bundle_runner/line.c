@@ -19,7 +19,7 @@ static void add(const char *words, size_t size) {
     if (used + size + 1 > room) {
         size_t more = (used + size + 1) * 2;
         char *grown = realloc(line, more);
-        if (!grown) _exit(3); /* without memory for an answer there is none */
+        if (!grown) _exit(EXIT_MACHINE); /* without memory for an answer there is none */
         line = grown, room = more;
     }
     memcpy(line + used, words, size);
@@ -28,15 +28,17 @@ static void add(const char *words, size_t size) {
 
 static void add_text(const char *words) { add(words, strlen(words)); }
 
-/* A text in quotes; bytes that are not ASCII are shown as they are, control characters escaped. */
+/* A text in quotes. Control characters are escaped, and bytes that are not UTF-8, as a path may have. */
 static void add_quoted(const char *words) {
     add_text("\"");
-    for (const unsigned char *at = (const unsigned char *)words; *at; at++) {
-        char escape[8];
-        if (*at == '"' || *at == '\\') snprintf(escape, sizeof escape, "\\%c", *at);
-        else if (*at < 0x20 || *at >= 0x7F) snprintf(escape, sizeof escape, "\\u%04x", *at);
-        else snprintf(escape, sizeof escape, "%c", *at);
-        add_text(escape);
+    for (const char *at = words, *end = words + strlen(words); at < end;) {
+        unsigned char byte = (unsigned char)*at;
+        size_t size = byte < 0x80 ? (size_t)(byte >= 0x20 && byte != 0x7F) : utf8_bytes(at, end);
+        char escape[8] = "\\";
+        if (!size) snprintf(escape, sizeof escape, "\\u%04x", byte);
+        if (!size || byte == '"' || byte == '\\') add_text(escape);
+        add(at, size);
+        at += size ? size : 1;
     }
     add_text("\"");
 }
@@ -50,7 +52,7 @@ static void add_key(const char *key) {
 
 void line_begin(void) {
     used = 0;
-    add_text("{");
+    add_text("\n{"); /* where both streams are one, the newline ends what LiteRT has written without one */
 }
 
 void line_open(const char *key, char bracket) {
@@ -84,9 +86,9 @@ void line_null(const char *key) {
     add_text("null");
 }
 
-bool line_end(void) {
+void line_end(void) {
     add_text("}\n");
-    return write_bytes(line, used);
+    write_bytes(line, used);
 }
 
 static void add_field(const char *key, const char *value) {
@@ -94,7 +96,7 @@ static void add_field(const char *key, const char *value) {
     else line_null(key);
 }
 
-bool line_fault(const Fault *fault) {
+void line_fault(const Fault *fault) {
     static const char *const kinds[] = {"usage", "bundle", "machine"};
     line_begin();
     line_open("error", '{');
@@ -104,16 +106,15 @@ bool line_fault(const Fault *fault) {
     line_string("found", fault->found);
     add_field("wanted", fault->wanted);
     line_close('}');
-    return line_end();
+    line_end();
 }
 
-bool write_bytes(const void *data, size_t size) {
+void write_bytes(const void *data, size_t size) {
     const char *at = data;
     while (size) {
         ssize_t count = write(answers, at, size);
         if (count < 0 && errno == EINTR) continue;
-        if (count <= 0) return false;
+        if (count <= 0) _exit(EXIT_MACHINE);
         at += count, size -= (size_t)count;
     }
-    return true;
 }

@@ -1,4 +1,4 @@
-/* Answers: lines of JSON on standard output, each written at once. */
+/* Answers: lines of JSON on standard output, each written at once, with an empty line before it. */
 #ifndef LINE_H
 #define LINE_H
 
@@ -19,10 +19,10 @@ void line_integer(const char *key, int64_t value);
 void line_number(const char *key, double value);
 void line_string(const char *key, const char *value);
 void line_null(const char *key);
-/* End the object and write it; false if nobody reads the answers any more. */
-bool line_end(void);
-bool line_fault(const Fault *fault);
+/* End the object and write it. If nobody reads the answers any more, these three end the program. */
+void line_end(void);
+void line_fault(const Fault *fault);
 /* Write raw bytes, after the line that announces them. */
-bool write_bytes(const void *data, size_t size);
+void write_bytes(const void *data, size_t size);
 
 #endif

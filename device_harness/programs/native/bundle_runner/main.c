@@ -3,11 +3,12 @@
  *   bundle_runner LIBRARY [COMMAND...]
  *
  * Commands and answers are lines of JSON (docs/formats/bundle_runner.md): from standard input, or from the arguments.
- * LIBRARY is LiteRT's shared library. Exit code 0: all commands were read; 2: a command was wrong in a way that hides
- * where the next begins, or one of the arguments failed; 3: the library cannot be used, or nobody reads the answers.
+ * LIBRARY is LiteRT's shared library. Exit code 0: all commands were read; 2: a command has no end, or was wrong in a
+ * way that hides where the next begins, or one of the arguments failed; 3: the library cannot be used, there is no memory
+ * for a command, or nobody reads the answers.
  * C11 and Linux or Android; no library but the C library's own.
  */
-#include <stdint.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -49,7 +50,7 @@ static bool run_line(Runner *runner, const char *line, size_t size) {
     }
     const Fault *fault = take_fault();
     bool is_right = !fault;
-    if (fault && !line_fault(fault)) _exit(EXIT_MACHINE);
+    if (fault) line_fault(fault);
     json_free(&json);
     free(copy);
     return is_right;
@@ -58,20 +59,16 @@ static bool run_line(Runner *runner, const char *line, size_t size) {
 static int run_input(Runner *runner) {
     size_t size;
     char *line;
-    while ((line = next_line(&size))) {
-        if (size == SIZE_MAX) {
-            refuse(USAGE, NULL, "command", text("over %d bytes in a line", MOST_LINE_BYTES), NULL);
-            line_fault(take_fault());
-            return EXIT_INPUT;
-        }
-        run_line(runner, line, size);
-        if (runner->is_lost) return EXIT_INPUT;
-    }
-    return 0;
+    while (!runner->is_lost && (line = next_line(&size))) run_line(runner, line, size);
+    const Fault *fault = take_fault();
+    if (fault) line_fault(fault);
+    if (fault && fault->kind == MACHINE) return EXIT_MACHINE;
+    return fault || runner->is_lost ? EXIT_INPUT : 0;
 }
 
 int main(int argc, char **argv) {
     static Runner runner;
+    signal(SIGPIPE, SIG_IGN); /* an answer that nobody reads has an exit code */
     keep_output();
     if (argc < 2 || !litert_load(argv[1])) {
         if (argc < 2) refuse(USAGE, NULL, "arguments", "none", "bundle_runner LIBRARY [COMMAND...]");
@@ -83,7 +80,7 @@ int main(int argc, char **argv) {
     line_string("ok", "start");
     line_integer("protocol", PROTOCOL);
     line_integer("pid", getpid());
-    if (!line_end()) return EXIT_MACHINE;
+    line_end();
     int code = runner.reads_input ? run_input(&runner) : 0;
     for (int i = 2; i < argc && !code; i++) code = run_line(&runner, argv[i], strlen(argv[i])) ? 0 : EXIT_INPUT;
     /* Some drivers of GPUs crash when their library is taken down. */

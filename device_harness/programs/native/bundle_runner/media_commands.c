@@ -16,7 +16,8 @@ static bool read_payload(Runner *runner, const Command *command, const char **da
     }
     if (!runner->reads_input) return refuse(USAGE, NULL, command->name, "no standard input to read from", NULL);
     *data = next_bytes((size_t)*bytes);
-    return *data || refuse(USAGE, NULL, command->name, "the end of input", text("%lld bytes", (long long)*bytes));
+    runner->is_lost = !*data;
+    return *data != NULL;
 }
 
 static bool answer_medium(Runner *runner, const Command *command, const char *key, bool with_rows) {
@@ -25,8 +26,11 @@ static bool answer_medium(Runner *runner, const Command *command, const char *ke
     size_t bytes = (size_t)(medium->rows * runner->session.manifest.text.hidden_size) * sizeof *medium->embeddings;
     begin_answer(command);
     line_integer("rows", medium->rows);
+    if (*runner->session.towers.cache_fault) line_string("weight_cache_fault", runner->session.towers.cache_fault);
     if (with_rows) line_integer("bytes", (int64_t)bytes);
-    return end_answer(runner) && (!with_rows || write_bytes(medium->embeddings, bytes));
+    end_answer(runner);
+    if (with_rows) write_bytes(medium->embeddings, bytes);
+    return true;
 }
 
 /* A sound's bytes are its mel frames, then one byte for each frame. */
@@ -47,15 +51,15 @@ static bool embed_sound(Runner *runner, const char *key, const char *data, int64
 static bool do_medium(Runner *runner, const Command *command, bool is_image) {
     const char *data = NULL, *key;
     int64_t bytes, frames = 0;
-    const JsonValue *wants = member(command, "rows");
+    bool with_rows = false;
     if (!read_payload(runner, command, &data, &bytes)) return false;
     bool is_done = has_keys(command, is_image ? "do key bytes" : "do key bytes frames", "rows") &&
                    needs_session(runner, command) &&
                    json_string(&command->source, command->value, command->name, "key", MOST_KEY - 1, &key) &&
-                   integer(command, "frames", 0, MOST_IDS, &frames) &&
+                   integer(command, "frames", 0, MOST_IDS, &frames) && boolean(command, "rows", &with_rows) &&
                    (is_image ? towers_embed_image(&runner->session.towers, key, (const uint8_t *)data, (size_t)bytes)
                              : embed_sound(runner, key, data, bytes, frames));
-    return is_done && answer_medium(runner, command, key, wants && wants->kind == JSON_TRUE);
+    return is_done && answer_medium(runner, command, key, with_rows);
 }
 
 bool do_image(Runner *runner, const Command *command) { return do_medium(runner, command, true); }

@@ -38,7 +38,7 @@ static GroupMemory *group_of(GroupMemory groups[], size_t *count, const char *na
 static const char *group_name(const Session *session, const char *path) {
     const Manifest *manifest = &session->manifest;
     size_t length = strlen(manifest->folder);
-    if (*session->weight_file && strcmp(path, session->weight_file) == 0) return "text";
+    if (*session->weights.path && strcmp(path, session->weights.path) == 0) return "text";
     if (strncmp(path, manifest->folder, length) != 0 || path[length] != '/') return NULL;
     for (size_t i = 0; i < manifest->files; i++)
         if (strcmp(manifest->file[i].name, path + length + 1) == 0)

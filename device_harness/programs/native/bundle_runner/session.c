@@ -38,7 +38,7 @@ static bool open_decoder(Session *session) {
     return litert_start(&session->environment, options->processor) &&
            (options->processor == ON_CPU
                 ? open_with_weights(&session->decoder, session->environment, manifest, record, options->threads,
-                                    &options->cache, session->weight_file, &session->built_weights)
+                                    &options->cache, &session->weights)
                 : graph_open_on_gpu(&session->decoder, session->environment, manifest_path(manifest, record->name),
                                     options->processor));
 }
@@ -148,20 +148,26 @@ static Width *choose_width(Session *session, int64_t tokens, int64_t room) {
     return holding->tokens + READING <= steps * (filled->tokens + READING) ? holding : filled;
 }
 
-static bool run_all(Session *session, const int32_t *ids, size_t count) {
+bool session_is_stopped(const Session *session) { return session->options.is_stopped && session->options.is_stopped(); }
+
+static bool run_all(Session *session, const int32_t *ids, size_t count, bool *was_stopped) {
     while (count) {
         Width *width = choose_width(session, (int64_t)count, session->manifest.text.context - session->position);
         size_t taken = count < (size_t)width->tokens ? count : (size_t)width->tokens;
         if (!run_step(session, width, ids, taken)) return false;
         ids += taken, count -= taken;
+        *was_stopped = count && session_is_stopped(session);
+        if (*was_stopped) break;
     }
     return true;
 }
 
-bool session_prefill(Session *session, const int32_t *ids, size_t count, const MediaUse *uses, size_t use_count) {
+bool session_prefill(Session *session, const int32_t *ids, size_t count, const MediaUse *uses, size_t use_count,
+                     bool *was_stopped) {
+    *was_stopped = false;
     if (!session_takes(session, ids, count) || !place_rows(session, ids, count, uses, use_count)) return false;
     ple_prefetch(&session->ple, ids, count);
-    return run_all(session, ids, count) && finish_steps(session);
+    return run_all(session, ids, count, was_stopped) && finish_steps(session);
 }
 
 bool session_decode(Session *session, int32_t id, const MediaUse *uses, size_t use_count) {
@@ -198,7 +204,7 @@ bool session_use_size(Session *session, const char *name) {
 }
 
 bool session_profile(Session *session, Graph *decoder) {
-    const char *weights = *session->weight_file ? session->weight_file : ":memory";
+    const char *weights = *session->weights.path ? session->weights.path : ":memory";
     if (is_on_gpu(&session->decoder))
         return refuse(USAGE, NULL, "profile", "the bundle runs on the GPU, which takes every node", "one that runs on the CPU");
     bool is_run = graph_open_profiled(decoder, session->environment, session->decoder.path, session->options.threads, weights);

@@ -11,6 +11,7 @@ typedef struct {
     int threads;
     Processor processor; /* of the decoder and the towers; the embedder's rows are looked up by the CPU */
     WeightCache cache;
+    bool (*is_stopped)(void); /* asked between steps whether to end there; NULL: never */
 } SessionOptions;
 
 /* The input buffers for steps of one width, and the calls that use them. */
@@ -29,8 +30,7 @@ typedef struct {
     Manifest manifest;
     void *environment;
     Graph decoder, embedder;
-    char weight_file[768];
-    bool built_weights;
+    PackedWeights weights;
     FilePages decoder_pages, embedder_pages;
     PleTable ple;
     Width width[MOST_WIDTHS + 1]; /* the first is decode */
@@ -46,8 +46,9 @@ typedef struct {
 bool session_open(Session *session, const SessionOptions *options, const char *size);
 void session_close(Session *session);
 
-/* Process tokens without computing logits. `uses`: where media stand among them. */
-bool session_prefill(Session *session, const int32_t *ids, size_t count, const MediaUse *uses, size_t use_count);
+/* Process tokens without computing logits. `uses`: where media stand among them; `was_stopped`: whether it ended early. */
+bool session_prefill(Session *session, const int32_t *ids, size_t count, const MediaUse *uses, size_t use_count,
+                     bool *was_stopped);
 /* Process one token; `session_logits` are then those of the next. */
 bool session_decode(Session *session, int32_t id, const MediaUse *uses, size_t use_count);
 /* The logits, f32[vocab_size], until `session_end_logits`; NULL with an error recorded. */
@@ -57,6 +58,9 @@ bool session_end_logits(Session *session);
 /* Open the decoder once more, with LiteRT's profiler, and run each signature of the size for the whole context once.
  * The conversation is empty afterwards. Close the graph, after an error too. */
 bool session_profile(Session *session, Graph *decoder);
+
+/* Whether a command of several steps is to end here. */
+bool session_is_stopped(const Session *session);
 
 /* Remove the tokens from a position on. USAGE if the caches no longer hold what precedes it. */
 bool session_truncate(Session *session, int64_t position);

@@ -2,10 +2,11 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "fault.h"
 
 static struct {
     char *data;
@@ -13,7 +14,7 @@ static struct {
     bool is_over;
 } input;
 
-/* Read more of standard input; false at its end. */
+/* Read more of standard input; false at its end, or without memory for more. */
 static bool read_more(void) {
     if (input.begin) {
         memmove(input.data, input.data + input.begin, input.end - input.begin);
@@ -32,10 +33,20 @@ static bool read_more(void) {
     return count > 0;
 }
 
+static bool refuse_end(const char *found, const char *wanted) {
+    return input.is_over ? refuse(USAGE, NULL, "command", found, wanted)
+                         : refuse(MACHINE, NULL, "memory", "too little for a command", NULL);
+}
+
+/* The first newline that has been read; `seen`: how many bytes are known to have none. */
+static char *find_newline(size_t seen) {
+    return input.data ? memchr(input.data + input.begin + seen, '\n', input.end - input.begin - seen) : NULL;
+}
+
 char *next_line(size_t *size) {
     size_t seen = 0;
     for (;;) {
-        char *found = input.data ? memchr(input.data + input.begin + seen, '\n', input.end - input.begin - seen) : NULL;
+        char *found = find_newline(seen);
         if (found) {
             char *line = input.data + input.begin;
             *size = (size_t)(found - line);
@@ -44,15 +55,20 @@ char *next_line(size_t *size) {
             return line;
         }
         seen = input.end - input.begin;
-        *size = SIZE_MAX;
-        if (seen > MOST_LINE_BYTES) return input.data + input.begin;
-        if (!read_more()) return NULL;
+        bool is_long = seen > MOST_LINE_BYTES;
+        if (is_long) refuse(USAGE, NULL, "command", text("over %d bytes in a line", MOST_LINE_BYTES), NULL);
+        if (!is_long && read_more()) continue;
+        if (seen || !input.is_over) refuse_end("the end of input in the middle of a line", "a newline at its end");
+        return NULL;
     }
 }
 
 const char *next_bytes(size_t size) {
     while (input.end - input.begin < size)
-        if (!read_more()) return NULL;
+        if (!read_more()) {
+            refuse_end("the end of input", text("%zu bytes after the line", size));
+            return NULL;
+        }
     const char *found = input.data + input.begin;
     input.begin += size;
     return found;
@@ -60,9 +76,11 @@ const char *next_bytes(size_t size) {
 
 bool is_stopped(void) {
     struct pollfd poll_of = {STDIN_FILENO, POLLIN, 0};
-    if (input.begin == input.end && poll(&poll_of, 1, 0) > 0) read_more();
+    char *newline;
+    while (!(newline = find_newline(0)) && input.end - input.begin <= MOST_LINE_BYTES && poll(&poll_of, 1, 0) > 0 &&
+           read_more())
+        continue;
     if (input.is_over) return true;
-    char *newline = input.begin < input.end ? memchr(input.data + input.begin, '\n', input.end - input.begin) : NULL;
     if (!newline) return false;
     const char *line = input.data + input.begin;
     size_t size = (size_t)(newline - line);

@@ -1,40 +1,43 @@
 /* The commands about tokens: prefill, decode, generate. */
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "command.h"
 #include "line.h"
-#include "standard_input.h"
+
+static const char INTERRUPTED[] = "interrupted";
+
+static void begin_steps_answer(const Runner *runner, const Command *command, bool was_stopped) {
+    begin_answer(command);
+    line_integer("position", runner->session.position);
+    if (was_stopped) line_string("ending", INTERRUPTED);
+}
 
 bool do_prefill(Runner *runner, const Command *command) {
     Prompt prompt = {0};
+    bool was_stopped = false;
     bool is_done = has_keys(command, "do", "ids random media") && needs_session(runner, command) &&
                    read_prompt(runner, command, &prompt) &&
-                   session_prefill(&runner->session, prompt.ids, prompt.count, prompt.uses, prompt.use_count);
+                   session_prefill(&runner->session, prompt.ids, prompt.count, prompt.uses, prompt.use_count,
+                                   &was_stopped);
     free(prompt.ids);
-    return is_done && answer_position(runner, command);
+    if (!is_done) return false;
+    begin_steps_answer(runner, command, was_stopped);
+    return end_answer(runner);
 }
 
-static bool answer_decode(Runner *runner, const Command *command, const float *logits, int64_t token, bool with_logits) {
-    size_t bytes = (size_t)runner->session.manifest.text.vocab_size * sizeof *logits;
-    begin_answer(command);
-    line_integer("position", runner->session.position);
-    line_integer("token", token);
-    if (with_logits) line_integer("bytes", (int64_t)bytes);
-    return end_answer(runner) && (!with_logits || write_bytes(logits, bytes));
-}
-
-static bool decode_all(Runner *runner, Prompt *prompt, int64_t *token) {
+static bool decode_all(Runner *runner, Prompt *prompt, int64_t *token, bool *was_stopped) {
     Session *session = &runner->session;
     if (!session_takes(session, prompt->ids, prompt->count)) return false;
     ple_prefetch(&session->ple, prompt->ids, prompt->count);
-    for (size_t i = 0; i < prompt->count; i++) {
+    for (size_t i = 0; i < prompt->count && !*was_stopped; i++) {
         const float *logits;
         if (!session_decode(session, prompt->ids[i], prompt->uses, prompt->use_count) || !(logits = session_logits(session)))
             return false;
         *token = most_likely(logits, (size_t)session->manifest.text.vocab_size);
         if (!session_end_logits(session) || *token < 0) return false;
+        *was_stopped = i + 1 < prompt->count && session_is_stopped(session);
     }
     return true;
 }
@@ -43,20 +46,25 @@ bool do_decode(Runner *runner, const Command *command) {
     Session *session = &runner->session;
     Prompt prompt = {0};
     int64_t token = -1;
-    const JsonValue *wants = member(command, "logits");
-    bool with_logits = wants && wants->kind == JSON_TRUE;
+    bool with_logits = false, was_stopped = false;
     bool is_done = has_keys(command, "do", "ids random media logits") && needs_session(runner, command) &&
+                   boolean(command, "logits", &with_logits) &&
                    read_prompt(runner, command, &prompt) &&
                    (prompt.count || refuse(USAGE, NULL, "decode ids", "no tokens", "at least one")) &&
                    (prompt.count == 1 || !prompt.use_count ||
                     refuse(USAGE, NULL, "decode media", text("%zu tokens", prompt.count), "one, or none of media")) &&
-                   decode_all(runner, &prompt, &token);
+                   decode_all(runner, &prompt, &token, &was_stopped);
     free(prompt.ids);
     if (!is_done) return false;
     const float *logits = session_logits(session);
     if (!logits) return false;
-    bool is_written = answer_decode(runner, command, logits, token, with_logits);
-    return session_end_logits(session) && is_written;
+    size_t bytes = (size_t)session->manifest.text.vocab_size * sizeof *logits;
+    begin_steps_answer(runner, command, was_stopped);
+    line_integer("token", token);
+    if (with_logits) line_integer("bytes", (int64_t)bytes);
+    end_answer(runner);
+    if (with_logits) write_bytes(logits, bytes);
+    return session_end_logits(session);
 }
 
 typedef struct {
@@ -74,13 +82,13 @@ static bool read_generation(const Runner *runner, const Command *command, Genera
     *generation = (Generation){.limit = record->context, .vocabulary = record->text_ids, .sampling = {0, 0, 1, 0}, .repeat_penalty = 1};
     return has_keys(command, "do", 
                     "ids random media limit stop vocabulary temperature top_k top_p min_p repeat_penalty earlier seed drawn") &&
-           integer(command, "limit", 1, MOST_IDS, &generation->limit) &&
+           integer(command, "limit", 1, INT64_MAX, &generation->limit) &&
            integer(command, "vocabulary", 1, record->vocab_size, &generation->vocabulary) &&
            integer(command, "seed", 0, INT64_MAX, &generation->seed) &&
            integer(command, "drawn", 0, MOST_IDS << 4, &generation->drawn) &&
            integer(command, "top_k", 0, MOST_IDS << 4, &generation->sampling.top_k) &&
-           number(command, "temperature", 0, 1e6, &generation->sampling.temperature) &&
-           number(command, "top_p", 1e-9, 1, &generation->sampling.top_p) &&
+           number(command, "temperature", 0, DBL_MAX, &generation->sampling.temperature) &&
+           number(command, "top_p", DBL_TRUE_MIN, 1, &generation->sampling.top_p) &&
            number(command, "min_p", 0, 1, &generation->sampling.min_p) &&
            number(command, "repeat_penalty", 0.01, 100, &generation->repeat_penalty) &&
            (!member(command, "earlier") ||
@@ -99,10 +107,10 @@ static bool is_stop(const TextRecord *record, const Generation *generation, int6
     return false;
 }
 
-static bool answer_token(int64_t token) {
+static void answer_token(int64_t token) {
     line_begin();
     line_integer("token", token);
-    return line_end();
+    line_end();
 }
 
 typedef struct {
@@ -160,11 +168,11 @@ static bool generate(Runner *runner, Prompt *prompt, const Generation *generatio
         if (is_first) report->first_s = now - runner->started;
         else report->decode_s += now - before;
         report->tokens++;
-        if (!answer_token(token)) _exit(EXIT_MACHINE);
+        answer_token(token);
         if (is_stop(record, generation, token)) report->ending = "stop token";
         else if (report->tokens == generation->limit) report->ending = "length";
         else if (session->position == record->context) report->ending = "context";
-        else if (runner->reads_input && is_stopped()) report->ending = "interrupted";
+        else if (session_is_stopped(session)) report->ending = INTERRUPTED;
     }
     return true;
 }
@@ -208,7 +216,12 @@ static bool prefill_and_generate(Runner *runner, Prompt *prompt, Generation *gen
     for (size_t i = 0; i < prompt->use_count; i++)
         if (!towers_medium(&session->towers, prompt->uses[i].key)) return false;
     size_t before = uses_before(session, prompt, count, uses);
-    if (!session_prefill(session, prompt->ids, count, uses, before)) return false;
+    bool was_stopped;
+    if (!session_prefill(session, prompt->ids, count, uses, before, &was_stopped)) return false;
+    if (was_stopped) {
+        report->ending = INTERRUPTED;
+        return true;
+    }
     report->prefill_s = monotonic_s() - runner->started;
     keep_last_uses(session, prompt);
     return begin_penalty(generation, prompt) && generate(runner, prompt, generation, report);

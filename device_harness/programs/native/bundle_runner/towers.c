@@ -35,13 +35,15 @@ static void close_tower(Tower *tower) {
 }
 
 /* The encoders' results are wrong in float16 (docs/gpu.md). */
-static bool open_encoder(Tower *tower, const Towers *towers, const FileRecord *encoder) {
-    bool built;
-    return towers->processor == ON_CPU
-               ? open_with_weights(&tower->encoder, tower->environment, towers->manifest, encoder, towers->threads,
-                                   towers->cache, NULL, &built)
-               : graph_open_on_gpu(&tower->encoder, tower->environment, manifest_path(towers->manifest, encoder->name),
-                                   ON_GPU_FLOAT32);
+static bool open_encoder(Tower *tower, Towers *towers, const FileRecord *encoder) {
+    PackedWeights packed;
+    if (towers->processor != ON_CPU)
+        return graph_open_on_gpu(&tower->encoder, tower->environment, manifest_path(towers->manifest, encoder->name),
+                                 ON_GPU_FLOAT32);
+    bool is_open = open_with_weights(&tower->encoder, tower->environment, towers->manifest, encoder, towers->threads,
+                                     towers->cache, &packed);
+    snprintf(towers->cache_fault, sizeof towers->cache_fault, "%s", packed.fault);
+    return is_open;
 }
 
 static bool open_adapter(Tower *tower, const Towers *towers, const FileRecord *adapter) {

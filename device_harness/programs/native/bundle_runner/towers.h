@@ -40,6 +40,7 @@ typedef struct {
     TokenRow token[MOST_TOKEN_ROWS];
     size_t tokens;
     uint64_t loads[2]; /* how often each tower was loaded */
+    char cache_fault[sizeof(Fault)]; /* why the last tower's weights could not be kept, or empty */
 } Towers;
 
 void towers_start(Towers *towers, const Manifest *manifest, const WeightCache *cache, int threads, Processor processor);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -121,6 +122,14 @@ static int compare_kept(const void *one, const void *other) {
     return a < b ? 1 : a > b ? -1 : strcmp(((const Kept *)one)->path, ((const Kept *)other)->path);
 }
 
+/* What follows a cache's name; NULL if the name is not one that we give: other files in the folder are not ours. */
+static const char *after_cache_name(const char *name) {
+    enum { HALF = 16, WHOLE = 2 * HALF + 1, ENDING = sizeof SUFFIX - 1 };
+    for (int i = 0; i < WHOLE; i++)
+        if (i == HALF ? name[i] != '-' : !name[i] || !strchr("0123456789abcdef", name[i])) return NULL;
+    return strncmp(name + WHOLE, SUFFIX, ENDING) == 0 ? name + WHOLE + ENDING : NULL;
+}
+
 /* Remove the least recently used caches beyond the limit, and what a build that was cut off has left. */
 static void prune(const WeightCache *cache, const char *keep) {
     DIR *folder = opendir(cache->folder);
@@ -128,9 +137,9 @@ static void prune(const WeightCache *cache, const char *keep) {
     size_t count = 0;
     struct dirent *entry;
     while (folder && kept && (entry = readdir(folder)) && count < MOST_KEPT) {
-        const char *dot = strrchr(entry->d_name, '.');
         struct stat stat_of;
-        if (!dot || strcmp(dot, SUFFIX) != 0) continue;
+        const char *rest = after_cache_name(entry->d_name);
+        if (!rest || *rest) continue;
         snprintf(kept[count].path, sizeof kept[count].path, "%s/%s", cache->folder, entry->d_name);
         if (strcmp(kept[count].path, keep) == 0 || stat(kept[count].path, &stat_of)) continue;
         kept[count].bytes = (uint64_t)stat_of.st_size, kept[count].used_s = stat_of.st_mtime;
@@ -150,11 +159,22 @@ static void remove_partial(const char *folder) {
     DIR *open_folder = opendir(folder);
     struct dirent *entry;
     while (open_folder && (entry = readdir(open_folder))) {
-        const char *dot = strrchr(entry->d_name, '.');
-        if (entry->d_name[0] == '.' && dot && strcmp(dot, ".partial") == 0)
-            unlink(text("%s/%s", folder, entry->d_name));
+        const char *rest = entry->d_name[0] == '.' ? after_cache_name(entry->d_name + 1) : NULL;
+        const char *dot = rest ? strrchr(rest, '.') : NULL;
+        if (dot && strcmp(dot, ".partial") == 0) unlink(text("%s/%s", folder, entry->d_name));
     }
     if (open_folder) closedir(open_folder);
+}
+
+/* Whether there is room for a model's packed weights: they are as large as the model's, each rounded up to cache lines
+ * (weight_file.py asks for the same). XNNPACK ends the process when it cannot write. */
+static bool has_room(const char *folder, uint64_t model_bytes) {
+    struct statvfs found;
+    if (statvfs(folder, &found)) return refuse(MACHINE, folder, "weight cache", system_reason(), NULL);
+    uint64_t free_bytes = (uint64_t)found.f_bavail * found.f_frsize, wanted = model_bytes + model_bytes / 4;
+    return free_bytes >= wanted ||
+           refuse(MACHINE, folder, "weight cache", text("%llu bytes free", (unsigned long long)free_bytes),
+                  text("%llu", (unsigned long long)wanted));
 }
 
 /* ---- opening ------------------------------------------------------------------------------------------------- */
@@ -168,10 +188,11 @@ static void mark_used(const char *path) {
 
 /* With the folder locked: pack into a file with another name, then rename it. The graph that packs weights is not run,
  * because it keeps the largest matrix in memory until it is closed. */
-static bool build(Graph *graph, void *environment, const WeightCache *cache, const char *model, int threads,
-                  const char *path) {
+static bool build(Graph *graph, void *environment, const WeightCache *cache, const char *model, uint64_t model_bytes,
+                  int threads, const char *path) {
     char partial[800];
     remove_partial(cache->folder);
+    if (!has_room(cache->folder, model_bytes)) return false;
     snprintf(partial, sizeof partial, "%s/.%s.%d.partial", cache->folder, strrchr(path, '/') + 1, (int)getpid());
     if (!graph_open(graph, environment, model, threads, partial)) {
         unlink(partial);
@@ -190,11 +211,10 @@ static bool build(Graph *graph, void *environment, const WeightCache *cache, con
                   "room for as many bytes as the model has");
 }
 
-static bool open_kept(Graph *graph, void *environment, const Manifest *manifest, const FileRecord *record, int threads,
-                      const WeightCache *cache, const char *path, bool *was_built) {
-    const char *shown = manifest_path(manifest, record->name);
-    char model[768];
-    snprintf(model, sizeof model, "%s", shown);
+static bool open_kept(Graph *graph, void *environment, const char *model, const FileRecord *record, int threads,
+                      const WeightCache *cache, PackedWeights *packed) {
+    const char *path = packed->path;
+    if (!make_folders(cache->folder) || !weight_file_path(cache, record, packed->path)) return false;
     int lock = lock_folder(cache->folder, false);
     if (lock < 0) return false;
     bool is_there = is_complete(path);
@@ -203,9 +223,9 @@ static bool open_kept(Graph *graph, void *environment, const Manifest *manifest,
         lock = lock_folder(cache->folder, true);
         if (lock < 0) return false;
         is_there = is_complete(path); /* another process may have made it meanwhile */
-        *was_built = !is_there;
+        packed->is_built = !is_there;
     }
-    bool is_open = is_there || build(graph, environment, cache, model, threads, path);
+    bool is_open = is_there || build(graph, environment, cache, model, record->bytes, threads, path);
     if (is_open) mark_used(path);
     is_open = is_open && graph_open(graph, environment, model, threads, path);
     close(lock);
@@ -213,14 +233,17 @@ static bool open_kept(Graph *graph, void *environment, const Manifest *manifest,
 }
 
 bool open_with_weights(Graph *graph, void *environment, const Manifest *manifest, const FileRecord *record, int threads,
-                       const WeightCache *cache, char path[768], bool *was_built) {
-    *was_built = false;
-    if (path) path[0] = 0;
-    if (cache->kind != CACHE_FOLDER)
-        return graph_open(graph, environment, manifest_path(manifest, record->name), threads,
-                          cache->kind == CACHE_MEMORY ? ":memory" : NULL);
-    char kept[768];
-    if (!make_folders(cache->folder) || !weight_file_path(cache, record, kept)) return false;
-    if (path) memcpy(path, kept, sizeof kept);
-    return open_kept(graph, environment, manifest, record, threads, cache, kept, was_built);
+                       const WeightCache *cache, PackedWeights *packed) {
+    char model[768];
+    snprintf(model, sizeof model, "%s", manifest_path(manifest, record->name));
+    memset(packed, 0, sizeof *packed);
+    if (cache->kind == CACHE_FOLDER) {
+        if (open_kept(graph, environment, model, record, threads, cache, packed)) return true;
+        const Fault *fault = take_fault();
+        memset(packed, 0, sizeof *packed);
+        if (fault)
+            snprintf(packed->fault, sizeof packed->fault, "%s: %s%s%s", fault->file, fault->found,
+                     *fault->wanted ? ", wanted " : "", fault->wanted);
+    }
+    return graph_open(graph, environment, model, threads, cache->kind == CACHE_OFF ? NULL : ":memory");
 }

@@ -15,10 +15,17 @@ typedef struct {
     uint64_t limit_bytes; /* beyond it, the least recently used files are removed */
 } WeightCache;
 
-/* Open a file of the bundle with large weights. With a folder, pack them into a file there first if it is missing;
- * `path`, if not NULL, becomes the cache file's path, and `was_built` whether it was made now. */
+/* Where the packed weights of an open graph are. */
+typedef struct {
+    char path[768];  /* of the file in the folder; empty if they are in memory */
+    bool is_built;   /* it was made now */
+    char fault[sizeof(Fault)]; /* why the folder could not be used; empty if it was, or if none was given */
+} PackedWeights;
+
+/* Open a file of the bundle with large weights. With a folder, pack them into a file there first if it is missing; if
+ * that cannot be done, pack them in memory. */
 bool open_with_weights(Graph *graph, void *environment, const Manifest *manifest, const FileRecord *record, int threads,
-                       const WeightCache *cache, char path[768], bool *was_built);
+                       const WeightCache *cache, PackedWeights *packed);
 /* The path of a file's packed weights in the folder. */
 bool weight_file_path(const WeightCache *cache, const FileRecord *record, char path[768]);
 

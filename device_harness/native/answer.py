@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -69,7 +69,7 @@ class DeviceConversation:
         self._stack = ExitStack()
         self._client: NativeClient | None = None
         self._open_size = self._size
-        self._is_stale = False
+        self._tokens: DeviceTokens | None = None
         try:
             self._machine = self._stack.enter_context(machine)
             is_on_gpu = settings.processor.backend == "gpu"
@@ -102,12 +102,15 @@ class DeviceConversation:
 
     def forget(self) -> None:
         """Remove all tokens, even those that the next prompt begins with: another size may have processed them."""
-        self._is_stale = True
+        self._settle()
+        self._conversation.forget()
 
     def answer(self, request: AnswerRequest) -> DeviceTokens:
         if request.speculative:
             raise UsageError("speculative", found="it has no effect on a device", wanted="a model on this computer")
-        return DeviceTokens(self, request)
+        self._settle()
+        self._tokens = DeviceTokens(self, request)
+        return self._tokens
 
     def memory(self) -> Memory:
         """The memory of the program on the machine."""
@@ -126,6 +129,7 @@ class DeviceConversation:
 
     def close(self) -> None:
         """End the program on the machine, and leave the machine."""
+        self._settle()
         self._end_program()
         self._stack.close()
 
@@ -137,9 +141,6 @@ class DeviceConversation:
         if self._open_size != self._size:
             client.use(self._size)
             self._open_size = self._size
-        if self._is_stale:
-            self._conversation.forget()
-            self._is_stale = False
         self._towers |= {span.medium.group for span in request.spans}
         return self._conversation.generate(
             request.prompt,
@@ -157,16 +158,19 @@ class DeviceConversation:
             self._conversation.note(generation.tokens, generation.end.position)
 
     def failed(self, error: BaseException) -> None:
-        """After a fault in the middle of an answer: remove all tokens, or give up a program that may be gone."""
-        if isinstance(error, (UsageError, BundleError)):
-            self._conversation.forget()
-        else:
+        """After a fault in the middle of an answer: give up a program that may be gone."""
+        if not isinstance(error, (UsageError, BundleError)):
             self._end_program()
 
     @property
     def media_s(self) -> float | None:
         """How long it took to embed the last prompt's new images and sounds."""
         return self._conversation.media_s
+
+    def _settle(self) -> None:
+        """End an answer that its reader has left, which still waits for the program."""
+        if self._tokens is not None:
+            self._tokens.settle()
 
     def _end_program(self) -> None:
         client, self._client = self._client, None
@@ -184,6 +188,7 @@ class DeviceConversation:
         return self._client
 
     def _stats(self) -> JsonObject:
+        self._settle()
         try:
             found = self._ready().stats()
         except EnvironmentFault as error:
@@ -211,7 +216,8 @@ class DeviceConversation:
 class DeviceTokens:
     """The tokens of one answer, as the machine sends them.
 
-    A thread receives them, so that Ctrl-C interrupts the wait for a token and not a message of the connection.
+    A thread receives them, so that Ctrl-C interrupts the wait for a token and not a message of the connection. Another
+    one may ask the program to stop meanwhile.
     """
 
     def __init__(self, owner: DeviceConversation, request: AnswerRequest) -> None:
@@ -221,7 +227,8 @@ class DeviceTokens:
         self._reused = 0
         self._ending: Ending = "interrupted"
         self._generation: NativeGeneration | None = None
-        self._stopping = threading.Event()
+        self._turn = threading.Lock()
+        self._is_stopping = False
         self._is_finished = False
         self._received: SimpleQueue[int | BaseException | None] = SimpleQueue()
         self._receiver = threading.Thread(target=self._receive, name="tokens of a device", daemon=True)
@@ -237,12 +244,24 @@ class DeviceTokens:
         self._finish()
 
     def end(self, ending: Ending) -> None:
-        """Stop the machine after its current token."""
-        self._stopping.set()
+        """Stop the machine after its current step."""
+        self.settle()
+        self._ending = ending
+
+    def settle(self) -> None:
+        """Stop the machine unless the answer is over; then note what it holds, or a fault that nobody has seen."""
+        with self._turn:  # one thread writes to the program at a time: either this one or the receiver asks it to stop
+            self._is_stopping = True
+            generation = self._generation
+        if generation is not None and self._receiver.is_alive():
+            with suppress(EnvironmentFault):  # the receiver meets it too
+                generation.ask_to_stop()
         if self._receiver.ident is not None:
             self._receiver.join()
+        while not self._received.empty():
+            if isinstance(item := self._received.get(), BaseException):
+                self._owner.failed(item)
         self._finish()
-        self._ending = ending
 
     def report(self) -> GenerationReport:
         request, end = self._request, self._generation.end if self._generation is not None else None
@@ -256,18 +275,21 @@ class DeviceTokens:
             ending=self._ending,
             prefill_tokens_per_s=None if end is None else rate(new, end.prefill_s),
             decode_tokens_per_s=None if end is None else rate(end.tokens - 1, end.decode_s),
-            time_to_first_token_s=None if end is None else end.first_s + (media_s or 0.0),
+            time_to_first_token_s=end.first_s + (media_s or 0.0) if end is not None and end.tokens else None,
             media_s=media_s,
         )
 
     def _receive(self) -> None:
         """Put all tokens into the queue, then None; or what went wrong."""
         try:
-            self._reused, self._generation = self._owner.begin(self._request)
-            for token in self._generation:
+            self._reused, generation = self._owner.begin(self._request)
+            with self._turn:
+                self._generation = generation
+                is_stopping = self._is_stopping
+            if is_stopping:
+                generation.ask_to_stop()
+            for token in generation:
                 self._received.put(token)
-                if self._stopping.is_set():
-                    self._generation.stop()
             self._received.put(None)
         except BaseException as error:
             self._received.put(error)

@@ -18,7 +18,9 @@ class NativeConversation:
     def __init__(self, client: NativeClient) -> None:
         """The client must have opened a bundle."""
         self._client = client
-        self._ids: list[int] = []
+        self._ids: list[int] | None = []
+        """None if they are not known: from the beginning of an answer until its end is noted."""
+        self._prompt: list[int] = []
         self._spans: tuple[Span, ...] = ()
         self.media_s: float | None = None
         """How long it took to embed the images and sounds of the last prompt; None if none was new."""
@@ -40,10 +42,11 @@ class NativeConversation:
         """
         if not prompt:
             raise UsageError("prompt", found="no tokens")
-        kept = self._rewind(prompt, spans)
+        known, self._ids = self._ids, None
+        kept = self._rewind(known, prompt, spans)
         self._embed([span.medium for span in spans if span.end > kept])
         uses = [MediumUse(span.medium.key, span.start - kept) for span in spans if span.end > kept]
-        self._ids, self._spans = list(prompt), tuple(spans)
+        self._prompt, self._spans = list(prompt), tuple(spans)
         generation = self._client.generate(
             prompt[kept:], sampling, limit=limit, stops=stops, vocabulary=vocabulary, drawn=drawn, media=uses,
             earlier=prompt[:kept],
@@ -52,12 +55,11 @@ class NativeConversation:
 
     def note(self, tokens: Sequence[int], position: int) -> None:
         """Record the tokens of an answer that is over; `position`: of the generation's end."""
-        self._ids = [*self._ids, *tokens][:position]
+        self._ids = [*self._prompt, *tokens][:position]
 
     def forget(self) -> None:
-        """Remove all tokens, whatever is left after an error."""
-        self._client.truncate(0)
-        self._ids, self._spans = [], ()
+        """Keep no token for the next prompt."""
+        self._ids = None
 
     def _embed(self, media: Sequence[Medium]) -> None:
         """Embed what the program lacks, and free the embeddings of earlier prompts, which are in the caches."""
@@ -67,13 +69,19 @@ class NativeConversation:
             self._client.embed(medium)
         self.media_s = time.perf_counter() - started if media else None
 
-    def _rewind(self, prompt: Sequence[int], spans: Sequence[Span]) -> int:
-        """Keep the tokens that both conversations begin with, but not all of the prompt; return their number."""
+    def _rewind(self, known: list[int] | None, prompt: Sequence[int], spans: Sequence[Span]) -> int:
+        """Keep the tokens that both conversations begin with, but not all of the prompt; return their number.
+
+        `known`: the tokens in the caches; None keeps none.
+        """
+        if known is None:
+            self._client.truncate(0)
+            return 0
         common = 0
-        while common < min(len(self._ids), len(prompt) - 1) and self._ids[common] == prompt[common]:
+        while common < min(len(known), len(prompt) - 1) and known[common] == prompt[common]:
             common += 1
         common = min(common, first_difference(self._spans, spans, len(prompt)))
-        if common == len(self._ids):
+        if common == len(known):
             return common
         with contextlib.suppress(UsageError):  # further back than the sliding windows' caches reach
             self._client.truncate(common)

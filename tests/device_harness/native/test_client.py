@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine
+from device_harness.native.answer import DeviceConversation, DeviceSettings
 from device_harness.native.client import NativeClient
 from device_harness.native.conversation import NativeConversation
 from device_harness.native.library import LibraryChoice, find_library
@@ -26,7 +28,9 @@ from device_harness.native.place import PlacedRunner, place_runner
 from device_harness.programs.build import parse_architecture
 from device_harness.push.source import open_source
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
+from toolkit.bundle.ple_shards import read_header
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.conversation import AnswerRequest
 from toolkit.runtime.generate import Generation
 from toolkit.runtime.media_prompt import Span, read_image
 from toolkit.runtime.sampling import Sampler, Sampling
@@ -120,6 +124,49 @@ def test_a_conversation_computes_only_what_is_new(bundle: Path, client: NativeCl
         kept, generation = conversation.generate([2, 50, 51], GREEDY, limit=1)
         generation.stop()
         assert kept in (0, 2)
+
+
+@pytest.mark.slow
+def test_after_an_answer_with_a_fault_that_nobody_saw_the_next_one_is_right(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop text is found while the program goes on, and meets a damaged row."""
+    broken = tmp_path / "bundle"
+    shutil.copytree(bundle, broken)
+    monkeypatch.setattr(Host, "cache_folder", str(tmp_path))
+    manifest = Bundle(broken).manifest
+
+    def request(prompt: list[int], limit: int = 4) -> AnswerRequest:
+        return AnswerRequest(prompt, Sampler(GREEDY, manifest.text.text_ids), limit, stops=())
+
+    placed_on(Host())
+    conversation = DeviceConversation(Bundle(broken), nullcontext(Host()), DeviceSettings(threads=1))
+    try:
+        first = list(conversation.answer(request(PROMPT)))
+        follow_up = [*PROMPT, first[0], 70, 71]
+        conversation.forget()
+        expected = list(conversation.answer(request(follow_up)))
+        conversation.forget()
+        shard = broken / "ple_00000.bin"
+        with open(shard, "r+b") as file:
+            file.seek(4096 + first[2] * read_header(shard).layout.row_bytes)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+            file.flush()
+        tokens = conversation.answer(request(PROMPT, limit=400))
+        assert next(iter(tokens)) == first[0]
+        wait_until(lambda: not tokens._receiver.is_alive())
+        tokens.end("stop text")
+        assert tokens.report().ending == "stop text"
+        again = conversation.answer(request(follow_up))
+        assert (list(again), again.report().reused_tokens) == (expected, 0)
+        left = conversation.answer(request(expected, limit=400))
+        next(iter(left))  # and nobody takes the others, or ends it
+        again = conversation.answer(request(follow_up))
+        assert list(again) == expected
+    finally:
+        conversation.close()
 
 
 @pytest.mark.slow

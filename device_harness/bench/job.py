@@ -165,6 +165,7 @@ class _Bench:
             self._lasting(f"iteration {index + 1}", self._iterate)
             progress(index + 1, total, self._iterations[-1].figures)
         self._note_untold_tests()
+        self._note_unkept_weights()
         self._after = self._state_after()
         self._counted = self._processes.count_nodes()
         self._trace = self._traced()
@@ -184,6 +185,13 @@ class _Bench:
         untold = [test for test, figure in self._job.tests.items() if figure not in told]
         if untold:
             self._note(f"{self._machine.serial}: {self._runner} does not report {', '.join(untold)}")
+
+    def _note_unkept_weights(self) -> None:
+        """Tell the user why each start has packed the weights again."""
+        faults = [run.reading.weight_cache_fault for run in self._runs if run.reading.weight_cache_fault]
+        if faults:
+            words = f"weights were packed in memory, because they cannot be kept: {faults[0]}"
+            self._note(f"{self._machine.serial}: {words}")
 
     def end(self) -> None:
         """End everything that this job started on the machine."""
@@ -343,6 +351,8 @@ class _Bench:
             flags |= gate.flags | ({"gate_timeout"} if gate.timed_out else set())
         if any(run.sampler_failed for run in self._runs):
             flags.add("sampler_failed")
+        if any(run.reading.weight_cache_fault for run in self._runs):
+            flags.add("weights_in_memory")
         return tuple(sorted(flags))
 
     def _remove_caches(self) -> None:

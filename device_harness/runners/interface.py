@@ -104,6 +104,8 @@ class Reading:
     """The measured part, by the machine's /proc/uptime; None: the whole process."""
     phases: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """When each of `prompt` and `decode` began and ended, on the same clock, as far as the runner says."""
+    weight_cache_fault: str | None = None
+    """Why packed weights were not kept in a file, as the job asked for; None if they were."""
 
 
 @dataclass(frozen=True, slots=True)

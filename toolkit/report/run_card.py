@@ -28,6 +28,7 @@ MEANINGS: Mapping[Flag, str] = {
     "interrupted": "the run was interrupted",
     "reconnected": "the connection was lost, and an iteration began again",
     "sampler_failed": "memory and temperature were not sampled to the end",
+    "weights_in_memory": "packed weights could not be kept in a file, so each start packed them again, in memory",
     "energy_disagrees": "energy differs from what the battery counted, so one of the two is in another unit",
 }
 ENERGY_SOURCES: Mapping[EnergySource, str] = {

@@ -46,6 +46,7 @@ Flag = Literal[
     "reconnected",
     "sampler_failed",
     "energy_disagrees",
+    "weights_in_memory",
 ]
 BatteryStatus = Literal["charging", "discharging", "full", "not charging", "unknown"]
 PowerSource = Literal["ac", "usb", "wireless", "dock"]

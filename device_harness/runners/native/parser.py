@@ -44,7 +44,8 @@ def read_native(output: str, prompt_tokens: int, generated_tokens: int) -> Readi
         figures["first_prefill_tokens_per_s"] = (prompt_tokens - 1) / first_prefill_s
     phases = {"prompt": _phase(prefill), "decode": _phase(decode)}
     begin_s, end_s = _phase(opened)[0], phases["decode"][1]
-    return Reading(known_figures(figures, WHAT), begin_s=begin_s, end_s=end_s, phases=phases)
+    fault = opened.string("weight_cache_fault") if opened.has("weight_cache_fault") else None
+    return Reading(known_figures(figures, WHAT), begin_s=begin_s, end_s=end_s, phases=phases, weight_cache_fault=fault)
 
 
 def read_profile(output: str, nodes: int, signatures: Sequence[str]) -> Delegation:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -129,6 +130,15 @@ def test_the_environment_of_a_job_reaches_its_process_and_the_record(machine: Ad
     record = whole(bench(machine, job("echo rate $SPEED", environment={"SPEED": "17"}), repetitions=1))
     assert record.values("tg8") == (17,)
     assert record.arguments[:2] == ("env", "SPEED=17")
+
+
+def test_weights_that_were_packed_in_memory_are_flagged_and_the_reason_is_told(machine: AdbDevice) -> None:
+    def read(output: str) -> Reading:
+        return replace(rate(output), weight_cache_fault="no room")
+
+    notes: list[str] = []
+    record = whole(bench(machine, job("echo rate 5", read=read), repetitions=1, note=notes.append))
+    assert "weights_in_memory" in record.flags and notes[-1].endswith("because they cannot be kept: no room")
 
 
 def test_figures_that_fall_steadily_are_flagged_as_drift(machine: AdbDevice, counter: Path) -> None:

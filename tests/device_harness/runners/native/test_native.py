@@ -43,6 +43,13 @@ def test_figures_are_those_of_the_session() -> None:
     }  # fmt: skip
 
 
+def test_weights_that_could_not_be_kept_are_told_with_the_reason() -> None:
+    opened = json.dumps({**json.loads(ANSWERS[2]), "weight_cache_fault": "/weights: 10 bytes free, wanted 20"})
+    answers = [opened if answer == ANSWERS[2] else answer for answer in ANSWERS]
+    assert read_native("\n".join(answers), 16, 4).weight_cache_fault == "/weights: 10 bytes free, wanted 20"
+    assert read_native("\n".join(ANSWERS), 16, 4).weight_cache_fault is None
+
+
 def test_delegated_nodes_are_those_that_the_profile_does_not_name() -> None:
     answers = [ANSWERS[0], ANSWERS[2], json.dumps({"ok": "profile", "size": "large", "summary": PROFILE})]
     found = read_profile("\n".join(answers), 100, ["decode", "prefill_16"])

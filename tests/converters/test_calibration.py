@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on_where_it_was(bundle: Path, checkpoint: Path,
     with pytest.raises(KeyboardInterrupt):
         convert(wanted, families=FAMILIES, gate=None, calibration_progress=interrupt)
     assert not (tmp_path / "b").exists()
-    before = {path: path.stat().st_mtime_ns for path in work.glob("*.codes.npy")}
+    before = {path: path.stat().st_mtime_ns for path in work.glob("*.rows.npy")}
     assert len(before) > 5
     seen: list[dict[Path, int]] = []
 

@@ -199,7 +199,7 @@ def test_an_interrupted_run_with_other_threads_ends_in_the_same_bytes(
 
     with pytest.raises(KeyboardInterrupt):
         convert(wanted, gate=None, calibration_progress=interrupt)
-    before = {path: path.stat().st_mtime_ns for path in work.glob("*.codes.npy")}
+    before = {path: path.stat().st_mtime_ns for path in work.glob("*.rows.npy")}
     assert len(before) > 5 and not (tmp_path / "b").exists()
     seen: list[dict[Path, int]] = []
 

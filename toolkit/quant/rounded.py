@@ -1,19 +1,21 @@
 """A directory with the codes and scales of weights that were rounded before the bundle's files are written.
 
-It is private to a run and the run that resumes it: no other program reads it. A band of rows of a weight is two NumPy
-files; the file of codes is renamed into place last, so that a band is there whole or not at all.
+It is private to a run and the run that resumes it: no other program reads it. A band of rows of a weight is one NumPy
+file of records, each with the codes and the scales of a row. It is synced before it gets its name, so that a band is
+there whole or not at all.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from toolkit.base.files import atomic_file
 from toolkit.quant.uniform import QuantizedRows
 
-_CODES, _SCALES = ".codes.npy", ".scales.npy"
+_ROWS = ".rows.npy"
 
 
 class RoundedWeights:
@@ -23,9 +25,12 @@ class RoundedWeights:
         """Open an existing directory; bands that an earlier run has left in it are found."""
         self._directory = directory
         self._bands: dict[str, list[tuple[int, int]]] = {}
-        for path in sorted(directory.glob(f"*{_CODES}")):
-            name, _, first = path.name.removesuffix(_CODES).rpartition(".")
-            self._add(name, int(first), len(np.load(path, mmap_mode="r")))
+        for path in sorted(directory.glob(f"*{_ROWS}")):
+            name, _, first = path.name.removesuffix(_ROWS).rpartition(".")
+            try:
+                self._add(name, int(first), len(_mapped(path)))
+            except (OSError, EOFError, ValueError):  # a damaged disk: the band is rounded again
+                path.unlink()
 
     def __contains__(self, name: str) -> bool:
         """Whether any rows of the weight are here."""
@@ -37,12 +42,12 @@ class RoundedWeights:
 
     def save(self, name: str, first_row: int, rows: QuantizedRows) -> None:
         """Keep a band of rows."""
-        path = self._path(name, first_row)
-        partial = path.with_suffix(".partial.npy")
-        np.save(path.with_name(path.name.removesuffix(_CODES) + _SCALES), rows.scales)
-        np.save(partial, rows.codes)
-        os.replace(partial, path)
-        self._add(name, first_row, len(rows.codes))
+        fields = [(key, item.dtype, item.shape[1:]) for key, item in (("codes", rows.codes), ("scales", rows.scales))]
+        records = np.empty(len(rows.codes), fields)
+        records["codes"], records["scales"] = rows.codes, rows.scales
+        with atomic_file(self._path(name, first_row)) as partial, open(partial, "wb") as file:
+            np.save(file, records)
+        self._add(name, first_row, len(records))
 
     def rows(self, name: str, start: int, stop: int) -> QuantizedRows:
         """Rows [start, stop) of a weight, all of which are here."""
@@ -50,17 +55,23 @@ class RoundedWeights:
         for first, end in self._bands[name]:
             if first < stop and start < end:
                 some = slice(max(start, first) - first, min(stop, end) - first)
-                path = self._path(name, first)
-                codes.append(np.array(np.load(path, mmap_mode="r")[some]))
-                scales.append(np.load(path.with_name(path.name.removesuffix(_CODES) + _SCALES))[some])
+                records = _mapped(self._path(name, first))[some]
+                codes.append(records["codes"])
+                scales.append(records["scales"])
         found = QuantizedRows(np.concatenate(codes), np.concatenate(scales))
         assert len(found.codes) == stop - start, f"rows {start} to {stop} of {name} are not all rounded"
         return found
 
     def _path(self, name: str, first_row: int) -> Path:
-        return self._directory / f"{name}.{first_row}{_CODES}"
+        return self._directory / f"{name}.{first_row}{_ROWS}"
 
     def _add(self, name: str, first_row: int, rows: int) -> None:
         bands = self._bands.setdefault(name, [])
         bands.append((first_row, first_row + rows))
         bands.sort()
+
+
+def _mapped(path: Path) -> NDArray[np.void]:
+    """The records of a file, which are read when they are used; ValueError, EOFError or OSError for a damaged file."""
+    records: NDArray[np.void] = np.load(path, mmap_mode="r")
+    return records

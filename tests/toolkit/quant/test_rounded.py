@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.uniform import QuantizedRows
@@ -27,7 +28,12 @@ def test_rows_are_read_across_bands_and_after_a_restart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(part.scales, rows(8, 4).scales)
 
 
-def test_a_band_whose_codes_are_not_complete_is_not_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 5, 100, 130])
+def test_a_band_that_is_not_whole_is_not_there(tmp_path: Path, left: int) -> None:
     RoundedWeights(tmp_path).save("w", 0, rows(0, 3))
-    (tmp_path / "w.0.codes.npy").rename(tmp_path / "w.0.codes.partial.npy")
-    assert "w" not in RoundedWeights(tmp_path)
+    (band,) = tmp_path.iterdir()
+    band.write_bytes(band.read_bytes()[:left])
+    found = RoundedWeights(tmp_path)
+    assert "w" not in found and list(tmp_path.iterdir()) == []
+    found.save("w", 0, rows(0, 3))
+    np.testing.assert_array_equal(RoundedWeights(tmp_path).rows("w", 0, 3).scales, rows(0, 3).scales)

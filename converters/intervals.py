@@ -37,6 +37,18 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
+def exponential(power: float) -> float:
+    """e to some power; infinity where a float cannot hold it.
+
+    >>> exponential(0.0), exponential(1000.0)
+    (1.0, inf)
+    """
+    try:
+        return math.exp(power)
+    except OverflowError:
+        return math.inf
+
+
 def ratio_interval(excess: NDArray[np.float64]) -> Interval:
     """The interval of the perplexity ratio by bootstrap, with a fixed seed.
 
@@ -49,4 +61,4 @@ def ratio_interval(excess: NDArray[np.float64]) -> Interval:
     sums = np.concatenate([[0.0], np.cumsum(excess)])
     means = (sums[draws + block] - sums[draws]).mean(axis=1) / block
     low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(math.exp(low), math.exp(high))
+    return Interval(exponential(low), exponential(high))

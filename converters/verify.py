@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.family import ReferenceModel, StageProgress
-from converters.intervals import Interval, ratio_interval, wilson_interval
+from converters.intervals import Interval, exponential, ratio_interval, wilson_interval
 from converters.thresholds import Thresholds
 from converters.verify_towers import TowerReport
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
@@ -103,15 +103,15 @@ class SizeReport:
         return not self.failures
 
     def to_json(self) -> dict[str, object]:
-        """The object of one size in `verify --json`."""
+        """The object of one size in `verify --json`; numbers that are not finite are null."""
         quality = self.quality
         return {
-            "kl_divergence_mean": quality.kl_divergence_mean,
-            "kl_divergence_max": quality.kl_divergence_max,
+            "kl_divergence_mean": _finite(quality.kl_divergence_mean),
+            "kl_divergence_max": _finite(quality.kl_divergence_max),
             "top1_agreement": quality.top1_agreement,
-            "perplexity_checkpoint": quality.perplexity_checkpoint,
-            "perplexity_bundle": quality.perplexity_bundle,
-            "perplexity_ratio": quality.perplexity_ratio,
+            "perplexity_checkpoint": _finite(quality.perplexity_checkpoint),
+            "perplexity_bundle": _finite(quality.perplexity_bundle),
+            "perplexity_ratio": _finite(quality.perplexity_ratio),
             "perplexity_ratio_interval": _bounds(quality.ratio_interval),
             "top1_agreement_interval": _bounds(quality.top1_interval),
             "tokens": quality.tokens,
@@ -121,8 +121,12 @@ class SizeReport:
         }
 
 
-def _bounds(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+def _bounds(interval: Interval | None) -> list[float | None] | None:
+    return None if interval is None else [_finite(interval.low), _finite(interval.high)]
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +252,7 @@ def failures_of(quality: Quality, bounds: Thresholds) -> tuple[Failure, ...]:
     assert quality.perplexity_bundle is not None and quality.perplexity_ratio_error is not None
     ratio = quality.perplexity_ratio
     assert ratio is not None
-    allowed = bounds.perplexity_ratio * math.exp(_STANDARD_ERRORS * quality.perplexity_ratio_error)
+    allowed = bounds.perplexity_ratio * exponential(_STANDARD_ERRORS * quality.perplexity_ratio_error)
     spread = math.sqrt(bounds.top1_agreement * (1 - bounds.top1_agreement) / quality.tokens)
     wanted = bounds.top1_agreement - _STANDARD_ERRORS * spread
     at_most = (
@@ -335,7 +339,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _summary(predictions: _Predictions) -> Quality:
     tokens = len(predictions.finite)
-    perplexity_checkpoint = math.exp(predictions.loss_checkpoint.mean())
+    perplexity_checkpoint = exponential(predictions.loss_checkpoint.mean())
     bad = int((~predictions.finite).sum())
     if bad:
         return Quality(tokens, None, None, None, perplexity_checkpoint, None, None, bad)
@@ -347,7 +351,7 @@ def _summary(predictions: _Predictions) -> Quality:
         kl_divergence_max=float(predictions.divergence.max()),
         top1_agreement=float(predictions.same_top1.mean()),
         perplexity_checkpoint=perplexity_checkpoint,
-        perplexity_bundle=math.exp(predictions.loss_bundle.mean()),
+        perplexity_bundle=exponential(predictions.loss_bundle.mean()),
         perplexity_ratio_error=float(excess.std() / math.sqrt(tokens)),
         top1_interval=wilson_interval(agreeing, tokens),
         ratio_interval=ratio_interval(excess),

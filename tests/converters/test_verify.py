@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from oracle import CONFIGS, checkpoint_of, hf_logits, make_checkpoint
 from paths import EXAMPLE
 
 from converters.convert import convert
+from converters.family import ReferenceModel
 from converters.gate import judge
 from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
@@ -308,6 +310,34 @@ def test_logits_that_are_not_finite_fail_and_say_so(checkpoint: Gemma3nCheckpoin
     assert [str(failure) for failure in report.failures] == ["tokens with NaN or infinite logits 2, wanted 0"]
     assert report.quality.kl_divergence_mean is None
     json.dumps(report.to_json(), allow_nan=False)
+
+
+class Certain:
+    """A model and a bundle of four tokens with the same logits at each position, whatever came before."""
+
+    vocab_size = text_vocab_size = 4
+
+    def __init__(self, *row: float) -> None:
+        self.row = row
+
+    def hidden_states(self, sequences: Sequence[Array], **_: object) -> list[Array]:
+        return [np.zeros((len(ids), 1), np.float32) for ids in sequences]
+
+    def logits(self, hidden: Array) -> Array:
+        return np.array([self.row] * len(hidden), np.float32)
+
+    def logits_for(self, ids: Sequence[int]) -> tuple[int, Array]:
+        return len(ids) // 2, self.logits(np.zeros((len(ids) - len(ids) // 2, 1), np.float32))
+
+
+def test_a_perplexity_that_no_float_holds_fails() -> None:
+    model, bundle = Certain(0, 1, 0, 0), Certain(0, 5000, 0, 0)
+    report = verify(bundle, cast(ReferenceModel, model), [[0, 2, 3, 2, 3]], THRESHOLDS["int2"])
+    assert report.quality.perplexity_bundle == math.inf
+    assert "perplexity ratio inf, wanted at most 1.2" in map(str, report.failures)
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert written["perplexity_bundle"] is None and written["perplexity_ratio_interval"] == [None, None]
+    assert "inf" in report_text(VerifyReport({"full": report}))
 
 
 @pytest.mark.reference

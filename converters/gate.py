@@ -15,7 +15,7 @@ from pathlib import Path
 
 from converters.family import Checkpoint, StageProgress
 from converters.slices import Slice
-from converters.thresholds import thresholds_for
+from converters.thresholds import Thresholds, thresholds_for
 from converters.verify import (
     LONG_TOKENS,
     SHORT_TOKENS,
@@ -28,9 +28,10 @@ from converters.verify import (
     verify,
 )
 from converters.verify_towers import TowerReport, verify_tower
-from toolkit.base.elements import ElementName, element_names
-from toolkit.bundle.footprint import step_shares
-from toolkit.bundle.manifest import TEXT_DECODER, TOWER_FILES, Manifest
+from toolkit.base.elements import element_of
+from toolkit.bundle.footprint import read_types
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, SizeRecord
+from toolkit.bundle.ple_shards import read_header, shard_name
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, Medium
@@ -84,7 +85,6 @@ def judge(
     judged = sum(judged_in(len(sequence)) for sequence in sequences)
     if judged < tokens:
         _log.warning("the text has %d predictions to judge, fewer than the %d wanted", judged, tokens)
-    dtypes, decoder = used_dtypes(manifest), read_tflite(path / TEXT_DECODER)
     reports: dict[str, SizeReport] = {}
     with Session(bundle, settings) as session:
         for name in manifest.sizes if sizes is None else sizes:
@@ -92,8 +92,8 @@ def judge(
             size = manifest.size(name)
             model = checkpoint.reference(Slice(name, size.layers, size.ffn_sizes))
             told = _percent(progress, name, "bundle")
-            thresholds = thresholds_for(dtypes, step_shares(decoder.model, size.decode))
-            reports[name] = verify(session, model, sequences, thresholds, progress=told)
+            text_ids = manifest.text.text_ids
+            reports[name] = verify(session, model, sequences, bounds_of(bundle, size), text_ids=text_ids, progress=told)
     predicted = [sequence[-judged_in(len(sequence)) :] for sequence in sequences]
     return VerifyReport(reports, passages=tuple(Passage(_readable(tokenizer, part), len(part)) for part in predicted))
 
@@ -150,8 +150,14 @@ def _percent(progress: StageProgress | None, name: str, second: str) -> Callable
     return lambda half, done, of: tell(50 * (half == second) + 50 * done // of, 100)
 
 
-def used_dtypes(manifest: Manifest) -> set[ElementName]:
-    """The element types in the recipes for text; towers have no influence on the predictions that are compared."""
-    roles = (role for role in manifest.quant if role not in TOWER_FILES)
-    named = {rule.dtype for role in roles for rule in manifest.quant[role].rules}
-    return {dtype for dtype in element_names() if dtype in named}
+def bounds_of(bundle: Bundle, size: SizeRecord) -> Thresholds:
+    """The bounds for the predictions of a size, by the types of the weights that it reads, both embedding tables' too.
+
+    Not by the recipe: it may have rules that no weight follows.
+    """
+    decoder, embedder = (read_tflite(bundle.path / name).model for name in (TEXT_DECODER, EMBEDDER))
+    counts = read_types(decoder, size.decode)
+    codes = {name: count for name, count in counts.items() if element_of(name).quantised}
+    shares: dict[str, float] = {name: count / sum(codes.values()) for name, count in codes.items()}
+    table = read_header(bundle.path / shard_name(0)).layout.element.name
+    return thresholds_for({*counts, *read_types(embedder, *embedder.signatures), table}, shares)

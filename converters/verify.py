@@ -220,15 +220,19 @@ def verify(
     sequences: Sequence[Sequence[int]],
     thresholds: Thresholds,
     *,
+    text_ids: int | None = None,
     progress: StageProgress | None = None,
 ) -> SizeReport:
     """Compare one size of a bundle with the checkpoint, or slice of it, that it was made from.
+
+    `text_ids`: ids below this stand for text, added tokens included; None for those that the model knows to do so.
 
     Every token counts for which the bundle gives logits and the sequence has a next token. A bundle with non-finite
     logits fails; BundleError if its logits do not fit the checkpoint, CheckpointError if the checkpoint's own logits
     are not finite, or all equal. `progress` gets "checkpoint" with layers, then "bundle" with sequences.
     """
-    _check_sequences(sequences, model)
+    text_ids = model.text_vocab_size if text_ids is None else text_ids
+    _check_sequences(sequences, text_ids)
     with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are found in the logits
         hidden = model.hidden_states(
             [np.array(ids, np.int32) for ids in sequences],
@@ -236,7 +240,7 @@ def verify(
         )
     parts: list[_Predictions] = []
     for done, (ids, states) in enumerate(zip(sequences, hidden, strict=True), start=1):
-        parts.extend(_compare_sequence(bundle, model, ids, states))
+        parts.extend(_compare_sequence(bundle, model, ids, states, text_ids))
         if progress is not None:
             progress("bundle", done, len(sequences))
     quality = _summary(_Predictions.join(parts))
@@ -288,7 +292,7 @@ class _Predictions:
 
 
 def _compare_sequence(
-    bundle: LogitsProvider, model: ReferenceModel, ids: Sequence[int], states: NDArray[np.float32]
+    bundle: LogitsProvider, model: ReferenceModel, ids: Sequence[int], states: NDArray[np.float32], text_ids: int
 ) -> Iterator[_Predictions]:
     first, rows = bundle.logits_for(ids)
     _check_logits(first, rows, len(ids), model)
@@ -298,13 +302,13 @@ def _compare_sequence(
             expected = model.logits(states[start:end])
         if not np.isfinite(expected).all():
             raise CheckpointError("checkpoint", found="NaN or infinite logits")
-        if not np.ptp(expected[:, : model.text_vocab_size], axis=1).any():
+        if not np.ptp(expected[:, :text_ids], axis=1).any():
             wanted = "logits that tell tokens apart: from these, no mistake in a bundle can be seen"
             raise CheckpointError("checkpoint", found="the same logit for every token", wanted=wanted)
         found, following = rows[start - first : end - first], np.array(ids[start + 1 : end + 1])
         for row in range(0, end - start, _FLOAT64_ROWS):
             some = slice(row, row + _FLOAT64_ROWS)
-            yield compare(expected[some], found[some], following[some], model.text_vocab_size)
+            yield compare(expected[some], found[some], following[some], text_ids)
 
 
 def compare(
@@ -359,15 +363,15 @@ def _summary(predictions: _Predictions) -> Quality:
     )
 
 
-def _check_sequences(sequences: Sequence[Sequence[int]], model: ReferenceModel) -> None:
+def _check_sequences(sequences: Sequence[Sequence[int]], text_ids: int) -> None:
     if not sequences:
         raise UsageError(found="no sequences to verify with")
     for ids in sequences:
         if len(ids) < _SHORTEST:
             raise UsageError("sequence to verify with", found=f"{len(ids)} tokens", wanted=f"at least {_SHORTEST}")
         for token in ids:
-            if not 0 <= token < model.text_vocab_size:
-                raise UsageError("token id", found=token, wanted=f"text: 0 to {model.text_vocab_size - 1}")
+            if not 0 <= token < text_ids:
+                raise UsageError("token id", found=token, wanted=f"text: 0 to {text_ids - 1}")
 
 
 def _check_logits(first: int, rows: NDArray[np.float32], length: int, model: ReferenceModel) -> None:

@@ -23,6 +23,7 @@ from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, hash_file, require_free_space
 from toolkit.base.layout import ceil_div
+from toolkit.bundle.footprint import read_types
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.media.mel import SAMPLE_RATE_HZ, max_samples
 from toolkit.runtime.backends import BACKENDS, find_backend
@@ -30,6 +31,7 @@ from toolkit.runtime.backends.interface import Backend, BackendOptions, ModelFil
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import Medium, TowerName, image_medium, sound_medium
 from toolkit.runtime.towers import open_tower
+from toolkit.tflite.reader import read_tflite
 
 F32 = NDArray[np.float32]
 
@@ -95,8 +97,13 @@ def verify_tower(
     found = embed.rows(find_backend(backend), [bundle.model_file(name) for name in TOWER_FILES[group]], record)
     # The reference always runs on the CPU.
     wanted = embed.rows(BACKENDS[0], [_model_file(scratch / name) for name in TOWER_FILES[group]], floats.record)
-    dtype = coarsest(rule.dtype for rule in bundle.manifest.quant[group].rules)
-    return compare(found, wanted, limit=LIMITS[dtype])
+    return compare(found, wanted, limit=LIMITS[tower_type(bundle, group)])
+
+
+def tower_type(bundle: Bundle, group: TowerName) -> ElementName:
+    """The least precise element type of a tower's weights."""
+    models = [read_tflite(bundle.path / name).model for name in TOWER_FILES[group]]
+    return coarsest(name for model in models for name in read_types(model, *model.signatures))
 
 
 def compare(found: Sequence[F32], wanted: Sequence[F32], *, limit: float) -> TowerReport:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from converters.families import open_checkpoint
-from converters.gate import ShortGate, judge, judge_towers, used_dtypes
+from converters.gate import ShortGate, bounds_of, judge, judge_towers
+from converters.thresholds import THRESHOLDS
+from converters.verify_towers import tower_type
 from toolkit.base.errors import BundleError, UsageError
-from toolkit.bundle.manifest_json import read_manifest
+from toolkit.bundle.manifest import MANIFEST_NAME, RuleRecord
+from toolkit.bundle.manifest_json import dump_manifest, read_manifest
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.media_prompt import TOWERS
 from toolkit.runtime.session import SessionSettings
 
 SETTINGS = SessionSettings(threads=1, weight_cache="memory")
@@ -47,7 +54,14 @@ def test_a_bundle_without_towers_has_none_to_judge(random_bundle: Path, random_c
         assert judge_towers(random_bundle, checkpoint, SETTINGS) == {}
 
 
-def test_the_towers_recipes_do_not_loosen_the_bounds_of_text(multimodal_bundle: Path) -> None:
-    manifest = read_manifest(multimodal_bundle)
-    assert used_dtypes(manifest) == {"f32", "int8"}
-    assert "f16" in {rule.dtype for rule in manifest.quant["vision"].rules}
+def test_the_types_of_the_weights_set_the_bounds_and_not_the_rules(
+    multimodal_bundle: Path, random_bundle: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(multimodal_bundle, tmp_path / "bundle"))
+    manifest, coarse = read_manifest(path), RuleRecord("no.weight", "int2", None, "mse")
+    quant = {role: replace(item, rules=(coarse, *item.rules)) for role, item in manifest.quant.items()}
+    (path / MANIFEST_NAME).write_bytes(dump_manifest(replace(manifest, quant=quant)))
+    bundle, floats = Bundle(path), Bundle(random_bundle)
+    assert bounds_of(bundle, bundle.manifest.size()) == THRESHOLDS["int8"]
+    assert bounds_of(floats, floats.manifest.size()) == THRESHOLDS["f32"]
+    assert [tower_type(bundle, group) for group in TOWERS] == ["int8", "int8"]

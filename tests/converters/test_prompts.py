@@ -14,12 +14,14 @@ from paths import EXAMPLE
 
 from converters.convert import convert
 from converters.families import open_checkpoint
+from converters.gate import judge
 from converters.request import ConvertRequest
 from toolkit.base.errors import CheckpointError, UsageError
 from toolkit.bundle.manifest import Manifest, SamplingRecord
 from toolkit.litertlm import schema, tables
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.session import SessionSettings
 
 CHATML = (
     "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] + END }}{% endfor %}"
@@ -187,6 +189,10 @@ def test_added_tokens_of_a_text_model_are_text(tmp_path: Path) -> None:
     bundle = Bundle(path.parent / "bundle")
     assert bundle.encode(bundle.tokenizer(), "<tool_call>") == [297]
     assert bundle.drawable_ids(bundle.tokenizer()) == 298
+    settings = SessionSettings(threads=1, weight_cache="memory")
+    with open_checkpoint(path) as opened:
+        report = judge(bundle.path, opened, settings, text="<tool_call><think>" * 12)
+    assert [passage.text for passage in report.passages] and report.sizes["full"].quality.tokens == 12
 
 
 @pytest.mark.slow

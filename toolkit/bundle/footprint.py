@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.base.elements import element_names, element_of
+from toolkit.base.elements import ElementName, element_names, element_of
 from toolkit.bundle.manifest import TEXT_DECODER, Manifest, SizeRecord, TextRecord
 from toolkit.tflite.reader import TfliteContent, read_tflite
-from toolkit.tflite.records import ModelRecord
+from toolkit.tflite.records import ModelRecord, TensorRecord
 
 _KV_BYTES_PER_VALUE = 4  # the format's caches are float32
 
@@ -63,16 +63,18 @@ def step_weights(model: ModelRecord, signature: str) -> Mapping[str, int]:
     return found
 
 
-def step_shares(model: ModelRecord, signature: str) -> Mapping[str, float]:
-    """The fraction of the quantised weights that a step reads which each element type has, by the type's name."""
-    graph = model.subgraphs[model.signatures.index(signature)]
-    read = {t.buffer: t for t in graph.tensors if model.buffers[t.buffer].offset_bytes}
-    names = {element.tensor_type: element.name for element in map(element_of, element_names()) if element.quantised}
-    counts: Counter[str] = Counter()
+def read_types(model: ModelRecord, *signatures: str) -> Mapping[ElementName, int]:
+    """How many of the weights that some steps read each element type has; block scales are not counted."""
+    names = {element.tensor_type: element.name for element in map(element_of, element_names())}
+    read: dict[int, TensorRecord] = {}
+    for graph in (model.subgraphs[model.signatures.index(signature)] for signature in signatures):
+        scales = {t.quantization.block_scales_tensor for t in graph.tensors if t.quantization is not None}
+        stored = (t for i, t in enumerate(graph.tensors) if model.buffers[t.buffer].offset_bytes and i not in scales)
+        read |= {tensor.buffer: tensor for tensor in stored if tensor.type in names}
+    counts: Counter[ElementName] = Counter()
     for tensor in read.values():
-        if tensor.type in names:
-            counts[names[tensor.type]] += math.prod(tensor.shape)
-    return {name: count / counts.total() for name, count in counts.items()}
+        counts[names[tensor.type]] += math.prod(tensor.shape)
+    return counts
 
 
 def footprints(bundle: Path, manifest: Manifest) -> Mapping[str, Footprint]:

@@ -6,7 +6,7 @@ A family makes the plan from an open checkpoint; `converters.convert` writes it,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
@@ -124,6 +124,8 @@ class GraphFiles:
     """Tensors that are stored as codes; these are copied if the recipe wants exactly them."""
     rounded: RoundedWeights | None = None
     """Weights that calibration has rounded already."""
+    computed: Collection[str] = ()
+    """Tensors that the source computes from several others, so that the model has no product with one of them."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -98,10 +98,11 @@ def decoder_files(plan: Plan) -> GraphFiles:
 
 
 def decoder_pieces(plan: Plan) -> Mapping[str, Sequence[Piece]]:
-    """The pieces of a plan's text decoder that are quantised, not copied, by tensor; UsageError without any."""
+    """The pieces of a plan's text decoder that are quantised, not copied or computed, by tensor; UsageError if none."""
     files = decoder_files(plan)
     layout = files.layouts[TEXT_DECODER]
     pieces = pieces_of(layout, files.source.shape)
+    pieces = {tensor: some for tensor, some in pieces.items() if tensor not in files.computed}
     if not pieces:
         raise UsageError("calibration", found="a recipe without quantised matrices", wanted="int8 or coarser")
     copied = {item.weight.name for item in layout.placements if is_copied(item, files.packed)}

@@ -77,7 +77,8 @@ class PlannedText(Generic[Config]):
 def plan_text(text: PlannedText[Config], request: PlanRequest) -> Plan:
     """The plan of a bundle without towers."""
     layouts = layout_files(_signatures(text, request), request.recipes["text"])
-    graphs = GraphFiles(layouts, text.source, text.codes)
+    used = {part.tensor for layout in layouts.values() for item in layout.placements for part in item.weight.parts}
+    graphs = GraphFiles(layouts, text.source, text.codes, computed=used - text.tensors.keys())
     shards = _shards(text, request)
     parameters = {name: math.prod(shape) for name, shape in text.tensors.items()}
     embedding, per_layer = parameters.pop(TOKEN_EMBEDDING), parameters.pop(PER_LAYER_EMBEDDING)

@@ -13,9 +13,10 @@ import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
 from toy_family import TOY, write_toy_checkpoint
 
+from converters.calibration.budget import MixPlan
 from converters.calibration.calibrate import is_work_of, mark_work, restore_text, sequences_of, work_directory
 from converters.calibration.own_text import text_written_by
-from converters.calibration.rounding import pieces_of
+from converters.calibration.rounding import decoder_pieces, pieces_of
 from converters.calibration.text import (
     CalibrationChoice,
     CalibrationText,
@@ -43,6 +44,8 @@ from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.write import BUNDLE
 from toolkit.check import check
+from toolkit.quant.recipe import Rule
+from toolkit.quant.scheme import Scheme
 
 FAMILIES: tuple[Family, ...] = (GEMMA3N, TOY)
 TEXT = CalibrationText(built_in_calibration_text().text[:3000])
@@ -237,6 +240,15 @@ def test_pieces_cover_the_decoders_matrices_alone(checkpoint: Path) -> None:
     pieces = pieces_of(files.layouts[TEXT_DECODER], files.source.shape)
     assert "head" in pieces and "embed" not in pieces
     assert pieces["layers.0.up"][0].codes == 64 * 32
+
+
+def test_what_is_computed_from_several_tensors_is_not_calibrated(random_checkpoint: Path) -> None:
+    with open_checkpoint(random_checkpoint) as opened:
+        text = opened.recipes({}, ())["text"].changed("own", [Rule("layers.*.altup.router.weight", Scheme("int8"))])
+        plan = opened.plan(replace(plan_request(opened), recipes=opened.recipes({"text": text}, ())))
+    pieces = decoder_pieces(plan)
+    assert "layers.0.laurel.linear_left.weight" in pieces and "layers.0.altup.router.weight" not in pieces
+    assert MixPlan.of(plan).shapes.keys() == {piece.weight for some in pieces.values() for piece in some}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converters.assistant import AssistantChoice, OpenedAssistant, open_chosen
 from converters.behaviour import PromptReport, require_same_prompts
-from converters.calibration.budget import MixPlan, SensitivityRun, mixed_recipe, within_budget
+from converters.calibration.budget import KeptDivergences, MixPlan, SensitivityRun, mixed_recipe, within_budget
 from converters.calibration.calibrate import (
     Calibration,
     measured_tokens,
@@ -46,7 +46,7 @@ from converters.verify import sequences_of as judged_sequences
 from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError, errors_about
 from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room, scratch_beside
 from toolkit.base.warnings_once import each_warning_once
-from toolkit.bundle.lock import DrafterSettings, LockedMedia
+from toolkit.bundle.lock import DrafterSettings, Lock, LockedMedia
 from toolkit.bundle.manifest import (
     TOKENIZER,
     TOWER_FILES,
@@ -217,7 +217,12 @@ def _calibrated(
     """The plan with its matrices rounded against a text, in the types of a mix if the request has a budget for one."""
     assert request.calibration is not None
     work, record = work_directory(request.output), _checkpoint_record(checkpoint, None)
-    lock = lock_of(prepared.request, record, None)
+
+    def lock_for(chosen: PlanRequest) -> Lock:
+        """What the work is of: a bundle without its calibration, and the files that turn a text into tokens."""
+        return replace(lock_of(chosen, record, None), files=prepared.prompt_files.hashes)
+
+    lock = lock_for(prepared.request)
     write = partial(_own_text, request, checkpoint, prepared.request, progress)
     text = text_for(request.calibration, work, lock, write)
     sequences = prepared.sequences or _sequences(text, prepared, checkpoint)
@@ -232,12 +237,18 @@ def _calibrated(
     sensitivity = run.measure(mixing, checkpoint, slices, sequences)
     calibration = replace(calibration, directory=work / "rounded")
     judged = _judged(prepared, checkpoint) if budget.unit == "nats" else ()
+    kept = KeptDivergences(work / "divergences.json")
 
     def convert_mix(mix: Mix) -> tuple[_Prepared, float | None]:
+        known = kept.of(mix)
+        if known is not None and known > budget.amount:
+            return prepared, known  # an interrupted run has tried it
         recipe = mixed_recipe(prepared.request.recipes["text"], mix, budget)
         chosen = replace(prepared.request, recipes={**prepared.request.recipes, "text": recipe})
         plan = _with_prompts(checkpoint.plan(chosen), prepared.prompt_files, checkpoint)
-        found = calibration.round(plan, slices, checkpoint, lock_of(chosen, record, None), judged)
+        found = calibration.round(plan, slices, checkpoint, lock_for(chosen), judged)
+        if found.divergence is not None:
+            kept.keep(mix, found.divergence)
         return replace(prepared, request=chosen, plan=found.plan), found.divergence
 
     return within_budget(mixing, budget, sensitivity, convert_mix), text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -139,6 +140,28 @@ def _read(path: Path) -> Sensitivity:
     value, types = json.loads(path.read_bytes()), element_names()
     added = {weight: {name: costs[name] for name in types if name in costs} for weight, costs in value["added"].items()}
     return Sensitivity(added, value["floor"])
+
+
+@dataclass(frozen=True, slots=True)
+class KeptDivergences:
+    """What mixes were found to diverge by, in nats, in a file of one calibration, for a run that continues it."""
+
+    path: Path
+
+    def of(self, mix: Mix) -> float | None:
+        """That of a mix; None if it was not measured."""
+        return self._read().get(self._key(mix))
+
+    def keep(self, mix: Mix, divergence: float) -> None:
+        """Add that of a mix."""
+        write_bytes(self.path, json.dumps({**self._read(), self._key(mix): divergence}).encode())
+
+    def _read(self) -> dict[str, float]:
+        return dict(json.loads(self.path.read_bytes())) if self.path.is_file() else {}
+
+    def _key(self, mix: Mix) -> str:
+        types = sorted((weight, str(scheme)) for weight, scheme in mix.schemes.items())
+        return hashlib.sha256(json.dumps(types).encode()).hexdigest()
 
 
 def probe_text(sequences: Sequence[NDArray[np.int32]], *, weights: int) -> ProbeText:

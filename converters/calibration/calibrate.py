@@ -119,7 +119,8 @@ class Calibration:
     ) -> Calibrated:
         """The plan with the matrices of its text decoder rounded against what the text gives them.
 
-        lock: that of the bundle without a calibration: it says whether what is in the directory is of the same bundle.
+        lock: that of the bundle without a calibration, with the hash of its tokenizer: it says whether what is in the
+            directory is of the same bundle.
         judged: sequences that nothing is rounded against, to measure the divergence on.
         """
         files, pieces = decoder_files(plan), decoder_pieces(plan)

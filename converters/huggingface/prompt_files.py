@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,12 @@ class PromptFiles:
     def bytes(self) -> int:
         """The size of both files in bytes."""
         return len(self.tokenizer) + len((self.template or "").encode())
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """The sha256 of each file in hexadecimal, by its name in a bundle."""
+        files = {TOKENIZER: self.tokenizer, CHAT_TEMPLATE: None if self.template is None else self.template.encode()}
+        return {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if data is not None}
 
     def copy_to(self, directory: Path) -> None:
         """Write both files into a bundle's directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,23 @@ def test_what_another_calibration_left_is_not_used(bundle: Path, checkpoint: Pat
         convert(other, families=FAMILIES, gate=None, calibration_progress=interrupt)
     convert(request(checkpoint, tmp_path / "b"), families=FAMILIES, gate=None)
     assert hashes(tmp_path / "b") == hashes(bundle)
+
+
+def test_work_for_another_tokenizer_is_not_used(checkpoint: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    other = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    work = work_directory(tmp_path / "b")
+    keys = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            convert(request(other, tmp_path / "b"), families=FAMILIES, gate=None, calibration_progress=interrupt)
+        keys.append((work / "key").read_text())
+        tokenizer = json.loads((other / "tokenizer.json").read_text())
+        tokenizer["normalizer"] = {"type": "Lowercase"}
+        (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("library", ["numpy", "blas", "litert", "pillow", "soundfile", "soxr"])

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from toy_family import TOY, write_toy_checkpoint
 
+from converters.calibration.budget import MixPlan, within_budget
 from converters.calibration.calibrate import work_directory
+from converters.calibration.divergence import BundleModel
 from converters.calibration.mix import Candidate, Mix, MixBudget, choose_mix
+from converters.calibration.sensitivity import Sensitivity
 from converters.calibration.text import CalibrationText, built_in_calibration_text
 from converters.convert import convert
 from converters.family import Family
@@ -168,6 +171,34 @@ def test_bytes_do_not_depend_on_threads_or_an_interrupt(checkpoint: Path, tmp_pa
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
+def test_an_interrupted_second_mix_goes_on_where_it_was(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, work = request(checkpoint, tmp_path / "b", MixBudget(0.1, "nats")), work_directory(tmp_path / "b")
+    found = iter((0.12, 0.05))
+    judged: list[float] = []
+
+    def divergence(*_: object) -> float:
+        judged.append(next(found))
+        return judged[-1]
+
+    def interrupt(done: int, total: int) -> None:
+        if judged and done > total / 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(BundleModel, "divergence", divergence)
+    with pytest.raises(KeyboardInterrupt):
+        convert(wanted, families=FAMILIES, gate=None, calibration_progress=interrupt)
+    before = {path: path.stat().st_mtime_ns for path in (work / "rounded").glob("*.rows.npy")}
+    assert len(before) > 5 and judged == [0.12]
+
+    def look(done: int, total: int) -> None:
+        assert {path: path.stat().st_mtime_ns for path in before} == before, "what was rounded is not rounded again"
+
+    convert(wanted, families=FAMILIES, gate=None, calibration_progress=look)
+    assert judged == [0.12, 0.05]
+
+
 def test_bytes_that_cannot_be_reached_are_refused_before_anything_is_measured(
     checkpoint: Path, tmp_path: Path, int8_bytes: int
 ) -> None:
@@ -190,6 +221,15 @@ def test_a_divergence_gets_fewer_bytes_the_larger_it_is(checkpoint: Path, tmp_pa
     assert sizes[1] < sizes[0] <= int8_bytes
     with pytest.raises(UsageError, match="kl: found 1e-12, wanted at least"):
         convert(request(checkpoint, tmp_path / "none", MixBudget(1e-12, "nats")), families=FAMILIES, gate=None)
+
+
+def test_a_divergence_that_no_mix_keeps_says_what_the_best_one_tried_has() -> None:
+    chosen, sensitivity = (
+        MixPlan({}, {"a": (8, 8)}, 10),
+        Sensitivity({"a": {"int8": 0.01, "int4": 0.05, "int2": 0.2}}, 0.0),
+    )
+    with pytest.raises(UsageError, match=r"^kl: found 0\.1, wanted more: .* tried diverges by 0\.9 and reads 42 bytes"):
+        within_budget(chosen, MixBudget(0.1, "nats"), sensitivity, lambda mix: (None, 10 * mix.divergence + 0.4))
 
 
 def test_a_mix_needs_a_calibration_and_one_size(checkpoint: Path, tmp_path: Path) -> None:

@@ -195,5 +195,5 @@ def within_budget(
         if amount < least:
             break
         wanted = MixBudget(amount, "nats")
-    wanted_text = f"at least {found:.2g}, which a mix that reads {mix.bytes:,} bytes a token has"
-    raise UsageError("kl", found=f"{budget.amount:g}", wanted=wanted_text)
+    tried = f"the most precise mix that was tried diverges by {found:.2g} and reads {mix.bytes:,} bytes a token"
+    raise UsageError("kl", found=f"{budget.amount:g}", wanted=f"more: {tried}")

@@ -23,7 +23,8 @@ _NUCLEUS_GUESS = 1024
 class Sampling:
     """The settings for drawing tokens, applied in the order repeat_penalty, temperature, top_k, top_p, min_p.
 
-    All of them mean the same as in transformers.
+    All of them mean the same as in transformers, but for equally likely tokens: of those at the limit of top_k or
+    top_p, only the ones with the lowest ids may be drawn; transformers keeps all of them at the limit of top_k.
     """
 
     temperature: float = 0.0

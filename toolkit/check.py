@@ -12,6 +12,7 @@ from toolkit.base.directory_swap import restore_missing
 from toolkit.base.errors import BundleError, GraphError, UsageError
 from toolkit.base.files import Progress
 from toolkit.base.signatures import Truster
+from toolkit.bundle.chat import read_template
 from toolkit.bundle.check import check_directory, undescribed_graphs
 from toolkit.bundle.check import left_out as groups_left_out
 from toolkit.bundle.check_shard import check_shard
@@ -120,7 +121,7 @@ def refused_by_engine(path: Path | str) -> BundleError | None:
     try:
         manifest = read_manifest(bundle)
         prompting = Prompting.of(Tokenizer(bundle / TOKENIZER), manifest)
-        source = (bundle / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        source = read_template(bundle / CHAT_TEMPLATE, BundleError)
         engine_template(
             source, prompting, "generic_model" if prompting.groups else text_model_type(manifest.architecture)
         )

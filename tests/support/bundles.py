@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.weights import Weight, WeightPart
+from toolkit.bundle.lock import Lock, LockedSize
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
@@ -29,7 +30,7 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.ple_shards import PleLayout, shard_name
 from toolkit.bundle.ple_writer import write_ple_shards
-from toolkit.bundle.write import BundleDraft, GroupDraft
+from toolkit.bundle.write import GENERATOR, BundleDraft, GroupDraft
 from toolkit.quant.packing import pack_codes
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.source import PackedRows
@@ -164,6 +165,28 @@ def fill(directory: Path) -> BundleDraft:
     (directory / TOKENIZER).write_text(tokenizer_of(36))
     (directory / CHAT_TEMPLATE).write_text("{{ bos_token }}")
     return DRAFT
+
+
+def with_lock(draft: BundleDraft, *, rules: int = 1) -> BundleDraft:
+    """A draft with a lock, whose recipe has a rule for each of so many weights."""
+    own = tuple(RuleRecord(f"model.layers.{n}.mlp.down_proj.weight", "int8", None, "mse") for n in range(rules))
+    sizes = tuple(LockedSize(name, size.layers, size.ffn_sizes) for name, size in draft.sizes.items())
+    lock = Lock(
+        generator=GENERATOR,
+        checkpoint=draft.checkpoint,
+        calibration=None,
+        groups=("text",),
+        sizes=sizes,
+        recipes={"text": QuantRecord("own", own)},
+        context=TEXT.context,
+        prefill_sizes=TEXT.prefill_sizes,
+        shard_bytes=1 << 20,
+        audio_seconds=(),
+        files={},
+        manifest=None,
+        export=None,
+    )
+    return replace(draft, lock=lock)
 
 
 def tokenizer_of(tokens: int) -> str:

@@ -144,6 +144,15 @@ def open_regular(path: Path, fault: type[ToolkitError]) -> int:
     return fd
 
 
+def read_bounded(path: Path, fault: type[ToolkitError], limit: int) -> bytes:
+    """The content of a file; raise `fault` unless it is a regular file of at most `limit` bytes that can be read."""
+    with open(open_regular(path, fault), "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise fault(file=path, found=f"over {limit:,} bytes", wanted="a file of normal size")
+    return data
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """The `repr` of a value for an error's line, cut to `limit` characters."""
     text = value if isinstance(value, str) and value.isprintable() and value else repr(value)

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from toolkit.base.errors import BundleError, ToolkitError, UsageError, errors_about
 from toolkit.base.limited import limited
-from toolkit.base.strict_json import open_regular, shorten
+from toolkit.base.strict_json import read_bounded, shorten
 
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_PROMPT_CHARACTERS = 1 << 24
@@ -197,12 +197,8 @@ def read_template(path: Path, fault: type[ToolkitError]) -> str:
 
 def read_bounded_text(path: Path, fault: type[ToolkitError], limit: int) -> str:
     """The text of a file; raises `fault` unless it is a regular file of at most `limit` bytes in UTF-8."""
-    with open(open_regular(path, fault), "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise fault(file=path, found=f"over {limit:,} bytes", wanted="a file of normal size")
     try:
-        return data.decode("utf-8")
+        return read_bounded(path, fault, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise fault(file=path, found=f"not UTF-8 text ({error.reason})") from error
 

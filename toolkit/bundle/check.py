@@ -9,7 +9,8 @@ from pathlib import Path
 
 from toolkit.base.errors import BundleError, GraphError, system_reason
 from toolkit.base.files import CHUNK_BYTES, Advance, Progress, hash_file
-from toolkit.bundle.chat import ChatTemplate
+from toolkit.base.strict_json import read_bounded
+from toolkit.bundle.chat import ChatTemplate, read_template
 from toolkit.bundle.check_shard import row_faults
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.judged import graph_faults
@@ -29,7 +30,7 @@ from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, ShardHeader, check_sequence, is_shard_name, read_header, shard_name
 from toolkit.bundle.prompting import Prompting, turn_end_token, undrawable
 from toolkit.bundle.signatures import SignatureShape, buffer_faults, bundle_signatures, shapes_of, signature_faults
-from toolkit.bundle.tokenizer import Tokenizer
+from toolkit.bundle.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
 from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.tflite.reader import read_tflite
 
@@ -150,7 +151,11 @@ def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:
         if tower is not None
         for key, token in tower.markers().items()
     }
-    return tokenizer_faults(path.name, path.read_bytes(), manifest.text.vocab_size, spelled)
+    try:
+        data = read_bounded(path, BundleError, MAX_TOKENIZER_BYTES)
+    except BundleError as error:
+        return [Fault.of(error, path.name, "size")]
+    return tokenizer_faults(path.name, data, manifest.text.vocab_size, spelled)
 
 
 def _shard_faults(
@@ -208,7 +213,7 @@ def _prompt_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
 
 def _text_faults(path: Path) -> list[Fault]:
     try:
-        path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        return [Fault(path.name, "text", f"not UTF-8 ({error.reason})", None)]
+        read_template(path, BundleError)
+    except BundleError as error:
+        return [Fault.of(error, path.name, "text")]
     return []

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 from toolkit.base.errors import BundleError, UsageError
-from toolkit.base.json_types import Ascending, MayBeAbsent, Range
-from toolkit.base.strict_json import open_regular, parse_json, read_record, shorten, without_format
+from toolkit.base.json_types import Ascending, Fits, MayBeAbsent, Range
+from toolkit.base.strict_json import parse_json, read_bounded, read_record, shorten, without_format
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import LOCK, CheckpointRecord, Manifest, QuantRecord, SamplingRecord
 from toolkit.bundle.manifest_json import drop_defaults, drop_sampling_defaults, manifest_digest
@@ -41,10 +41,11 @@ class DrafterSettings:
 
     tokens: Annotated[int, Range(LEAST_DRAFTER_TOKENS, 2**32)] = 8192
     """How many tokens the model writes greedily for the drafter to be fitted to."""
-    random_features: Annotated[int, Range(2, 2**16)] = 3072
+    random_features: Annotated[int, Range(2, 2**16), Fits(lambda number: number % 2 == 0, "an even number")] = 3072
     """An even number, because they are stored in pairs."""
 
     def __post_init__(self) -> None:
+        """UsageError for what a lock cannot hold; the types above refuse it in a lock."""
         if self.tokens < LEAST_DRAFTER_TOKENS:
             raise UsageError("tokens for a drafter", found=self.tokens, wanted=f"at least {LEAST_DRAFTER_TOKENS}")
         if self.random_features % 2:
@@ -152,11 +153,7 @@ def read_lock(path: Path) -> Lock:
     if not file.exists():
         found = f"no {LOCK}" if path.is_dir() else "no such file"
         raise BundleError(file=path, found=found, remedy=f"name a bundle, a .litertlm or a {LOCK}")
-    with open(open_regular(file, BundleError), "rb") as opened:
-        data = opened.read(MAX_LOCK_BYTES + 1)
-    if len(data) > MAX_LOCK_BYTES:
-        raise BundleError(file=file, found=f"over {MAX_LOCK_BYTES:,} bytes", wanted="a lock")
-    return parse_lock(data, file)
+    return parse_lock(read_bounded(file, BundleError, MAX_LOCK_BYTES), file)
 
 
 def locked_output(path: Path) -> Path:
@@ -165,13 +162,22 @@ def locked_output(path: Path) -> Path:
 
 
 def lock_faults(path: Path, manifest: Manifest) -> list[Fault]:
-    """Faults of a bundle's lock: a wrong form, and hashes that differ from those in the manifest."""
+    """Faults of a bundle's lock: a wrong form, and what differs from the manifest."""
     try:
         lock = read_lock(path)
     except BundleError as error:
         return [Fault.of(error, path.name, "lock")]
     others = {name: record for name, record in manifest.files.items() if name != LOCK}
-    wanted = completed(lock, replace(manifest, files=others))
+    text = manifest.text
+    wanted = replace(
+        completed(lock, replace(manifest, files=others)),
+        generator=manifest.generator,
+        checkpoint=manifest.checkpoint,
+        context=text.context,
+        prefill_sizes=text.prefill_sizes,
+        draft_tokens=text.draft_tokens,
+        export=None,
+    )
     return [Fault(path.name, place, found, wanted) for place, found, wanted in differences(lock, wanted)]
 
 

@@ -191,13 +191,18 @@ def check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> Non
     """Raise BundleError unless these are all shards of one table, in order."""
     if not headers:
         raise BundleError(found="there are no PLE shards")
-    layout, count, expected = headers[0].layout, headers[0].shard_count, 0
+    layout, count, rows, expected = headers[0].layout, headers[0].shard_count, headers[0].row_count, 0
     for index, (path, header) in enumerate(zip(paths, headers, strict=True)):
         if (header.layout, header.shard_count, header.shard) != (layout, count, index):
             found = f"shard {header.shard} of {header.shard_count}, {header.layout}"
             raise BundleError(file=path, found=found, wanted=f"shard {index} of {count}, {layout}")
+        if path.name != shard_name(index):
+            raise BundleError(file=path, found=f"the name of shard {index}", wanted=shard_name(index))
         if header.first_token != expected:
             raise BundleError("header first_token", file=path, found=header.first_token, wanted=expected)
+        if header.row_count > rows or (header.row_count < rows and index < count - 1):
+            wanted = f"{rows}, as in the first shard" if index < count - 1 else f"at most {rows}, as in the first shard"
+            raise BundleError("header row_count", file=path, found=header.row_count, wanted=wanted)
         expected += header.row_count
     if len(headers) != count or expected != layout.vocab_size:
         found = f"{len(headers)} shards with {expected} rows"

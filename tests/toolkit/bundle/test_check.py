@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bundles import (
     fill_with_towers,
     stand_in,
     tower_signatures,
+    with_lock,
     write_graphs,
 )
 from paths import EXAMPLE
@@ -29,6 +31,7 @@ from converters.convert import convert
 from converters.request import ConvertRequest
 from gemma_edge import cli
 from toolkit.base.errors import BundleError
+from toolkit.bundle.lock import LockedExport, dump_lock, read_lock
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -39,9 +42,10 @@ from toolkit.bundle.manifest import (
     TOKENIZER,
     VISION_ADAPTER,
     VISION_ENCODER,
+    CheckpointRecord,
 )
 from toolkit.bundle.manifest_json import encode_manifest
-from toolkit.bundle.ple_shards import HEADER_BYTES, read_header
+from toolkit.bundle.ple_shards import HEADER_BYTES, ShardHeader, read_header, shard_name
 from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.check import check, left_out, unknown_graphs
 from toolkit.litertlm.export import export_litertlm
@@ -376,6 +380,94 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_found(bundle: Path, text: st
 def test_a_chat_template_in_another_encoding_is_found(bundle: Path) -> None:
     rewrite(bundle, "chat_template.jinja", lambda path: path.write_bytes("é".encode("latin-1")))
     assert found(bundle) == [("chat_template.jinja", "text")]
+
+
+def test_a_tokenizer_and_a_template_beyond_their_limits_are_found_unread(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.bundle.check.MAX_TOKENIZER_BYTES", 100)
+    rewrite(bundle, "chat_template.jinja", lambda path: path.write_bytes(b"x" * ((1 << 20) + 1)))
+    assert [(f.file, f.fault, f.found) for f in check(bundle)] == [
+        (TOKENIZER, "size", "over 100 bytes"),
+        ("chat_template.jinja", "text", "over 1,048,576 bytes"),
+    ]
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def cut(bundle: Path, counts: Sequence[int], names: Sequence[str]) -> list[str]:
+    """The faults of a bundle whose one shard is cut into several, of so many rows each."""
+    whole = bundle / "ple_00000.bin"
+    header, rows = read_header(whole), whole.read_bytes()[HEADER_BYTES:]
+    whole.unlink()
+    first, written = 0, {}
+    for number, (count, name) in enumerate(zip(counts, names, strict=True)):
+        part = rows[first * header.layout.row_bytes :][: count * header.layout.row_bytes]
+        digest = hashlib.sha256(part).digest()
+        own = ShardHeader(header.layout, first, count, number, len(counts), digest)
+        (bundle / name).write_bytes(own.pack() + part)
+        written[name] = (bundle / name).read_bytes()
+        first += count
+
+    def edit(value: dict[str, Any]) -> None:
+        del value["files"][whole.name]
+        for name, data in written.items():
+            digest = hashlib.sha256(data).hexdigest()
+            value["files"][name] = {"bytes": len(data), "chunks": [digest], "sha256": digest}
+        size = sum(map(len, written.values()))
+        value["groups"]["per_layer_embedding"].update(files=list(written), bytes=size)
+
+    edit_manifest(bundle, edit)
+    return [f"{fault.file} {fault.fault}" for fault in check(bundle)]
+
+
+def test_shards_of_equal_rows_and_fewer_in_the_last_have_no_fault(bundle: Path) -> None:
+    assert cut(bundle, (14, 14, 8), [shard_name(n) for n in range(3)]) == []
+
+
+@pytest.mark.parametrize(("counts", "wrong"), [((14, 10, 12), 1), ((10, 10, 16), 2), ((10, 13, 13), 1)])
+def test_shards_of_unequal_rows_are_found(bundle: Path, counts: tuple[int, ...], wrong: int) -> None:
+    assert cut(bundle, counts, [shard_name(n) for n in range(3)]) == [f"{shard_name(wrong)} header row_count"]
+
+
+def test_shards_whose_names_do_not_count_up_are_found(bundle: Path) -> None:
+    """The program for devices opens shards by their numbers."""
+    assert cut(bundle, (14, 14, 8), [shard_name(n) for n in (0, 7, 9)]) == [f"{shard_name(7)} shard"]
+
+
+# --- the lock --------------------------------------------------------------------------------------------------------
+
+
+def with_changed_lock(path: Path, **changes: Any) -> list[str]:
+    """The faults of a bundle whose lock says something else, under a manifest that knows that lock."""
+    write_bundle(path, lambda directory: with_lock(fill_with_towers(directory)))
+    assert check(path) == []
+    changed = dump_lock(replace(read_lock(path), **changes))
+    rewrite(path, LOCK, lambda file: file.write_bytes(changed))
+    faults = check(path)
+    assert {fault.file for fault in faults} == {LOCK}
+    return [fault.fault for fault in faults]
+
+
+def test_a_lock_that_contradicts_the_manifest_is_found(tmp_path: Path) -> None:
+    other = CheckpointRecord("other", "1" * 64)
+    export = LockedExport("large", ("text",), "gemma3n", None, "cpu")
+    changes = {"checkpoint": other, "context": 31, "prefill_sizes": (4,), "draft_tokens": 3, "export": export}
+    assert with_changed_lock(tmp_path / "b", **changes) == [
+        "checkpoint name", "checkpoint sha256", "context", "draft_tokens", "export", "prefill_sizes",
+    ]  # fmt: skip
+
+
+def test_a_drafter_that_no_lock_can_describe_is_a_fault_of_the_lock(tmp_path: Path) -> None:
+    """It was an error that ended the check."""
+    write_bundle(tmp_path / "b", lambda directory: with_lock(fill_with_towers(directory)))
+    value = json.loads((tmp_path / "b" / LOCK).read_bytes())
+    value["drafter"] = {"tokens": 600, "random_features": 3}
+    rewrite(tmp_path / "b", LOCK, lambda file: file.write_text(json.dumps(value)))
+    [fault] = check(tmp_path / "b")
+    wanted = "an integer from 2 to 65536 and an even number"
+    assert (fault.file, fault.fault, fault.wanted) == (LOCK, "drafter random_features", wanted)
 
 
 def test_checking_changes_nothing(bundle: Path) -> None:

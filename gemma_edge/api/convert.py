@@ -33,7 +33,7 @@ from toolkit.base.outputs import Output
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
-from toolkit.drafting.make import FIT, Drafting
+from toolkit.drafting.make import Drafting, fit_settings
 from toolkit.quant.scheme import Search
 from toolkit.runtime.session import SessionSettings
 
@@ -63,7 +63,7 @@ def convert(
     audio_lengths: Sequence[float] = (),
     draft_tokens: int | None = None,
     drafter: Path | str | None = None,
-    drafter_tokens: int = DrafterSettings().tokens,
+    drafter_tokens: int | None = None,
     verify: bool = True,
     report: Path | str | None = None,
     force: bool = False,
@@ -112,7 +112,8 @@ def convert(
     drafter: `fit` for a drafter of the default size, which guesses tokens that the model then checks, three in a step
         (docs/speculative.md). It is left out, with a warning, if the model would accept too few of its guesses. Or the
         checkpoint of a drafter that was published for the model: a directory, or a Hugging Face id.
-    drafter_tokens: how many tokens the model writes for the drafter to be fitted to, not counting those of openings.
+    drafter_tokens: how many tokens the model writes for the drafter to be fitted to, not counting those of openings;
+        None for 8,192.
     force: replace a directory at `output` that is not a bundle, and a file at `report` that is not a gemma-edge page;
         an older bundle or page is replaced in any case.
     report: an HTML page to write about the conversion: groups, bytes per token, what the gate found, and what each size
@@ -189,10 +190,9 @@ def convert(
     return result
 
 
-def _drafter(wanted: Path | str | None, tokens: int) -> DrafterSettings | AssistantChoice | None:
-    if wanted is None:
-        return None
-    return DrafterSettings(tokens) if wanted == FIT else AssistantChoice(wanted)
+def _drafter(wanted: Path | str | None, tokens: int | None) -> DrafterSettings | AssistantChoice | None:
+    settings = fit_settings(wanted, tokens)
+    return settings if settings is not None or wanted is None else AssistantChoice(wanted)
 
 
 def _calibration(wanted: Path | str | bool) -> CalibrationChoice | None:

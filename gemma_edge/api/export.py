@@ -15,10 +15,9 @@ from toolkit.base.files import Progress
 from toolkit.base.json_types import Misfit, reader_of
 from toolkit.base.outputs import Output
 from toolkit.base.signatures import read_signer
-from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.drafting.make import FIT, Drafting, StageProgress, drafter_for_export
+from toolkit.drafting.make import FIT, Drafting, StageProgress, drafter_for_export, fit_settings
 from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
 from toolkit.litertlm.exported_drafter import DrafterMaker
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType
@@ -41,7 +40,7 @@ def export(
     top_k: int | None = None,
     top_p: float | None = None,
     drafter: Path | str | None = None,
-    drafter_tokens: int = DrafterSettings().tokens,
+    drafter_tokens: int | None = None,
     session: SessionSettings | None = None,
     progress: Progress | None = None,
     download_progress: Progress | None = None,
@@ -68,7 +67,8 @@ def export(
         if the model would accept too few of its guesses. Or the checkpoint of a drafter that was published for the
         model: a directory, or a Hugging Face id. Both need a bundle that was converted with `draft_tokens`
         (docs/speculative.md). None for the bundle's own drafter, if it has one.
-    drafter_tokens: how many tokens the model writes for the drafter to be fitted to. session: how it is run for that.
+    drafter_tokens: how many tokens the model writes for the drafter to be fitted to; None for 8,192. session: how it is
+        run for that.
     progress: called with the bytes done and the total; `download_progress` with the bytes downloaded of a drafter's
         checkpoint; `drafter_progress` with a stage of the drafter to be fitted, how much of it is done, and the total.
 
@@ -94,8 +94,9 @@ def export(
     chosen = None if groups is None else tuple(groups)
     sampling = _sampling(Path(bundle), temperature, top_k, top_p)
     maker: DrafterMaker | None = None
-    if drafter == FIT:
-        settings, how = DrafterSettings(drafter_tokens), Drafting(session, drafter_progress)
+    settings = fit_settings(drafter, drafter_tokens)
+    if settings is not None:
+        how = Drafting(session, drafter_progress)
         maker = partial(drafter_for_export, Path(bundle), settings=settings, size=size, how=how)
     elif drafter is not None:
         maker = partial(assistant_for_export, Path(bundle), drafter, progress=download_progress)

@@ -24,8 +24,9 @@ def add_drafter_arguments(parser: argparse.ArgumentParser, what: str) -> None:
         "was published for this model: a directory or a Hugging Face id",
     )  # fmt: skip
     group.add_argument(
-        "--drafter-tokens", metavar="N", type=positive, default=DrafterSettings().tokens,
-        help="with fit, how many tokens the model writes: more are better and take longer (default: %(default)s)",
+        "--drafter-tokens", metavar="N", type=positive,
+        help="with fit, how many tokens the model writes: more are better and take longer "
+        f"(default: {DrafterSettings().tokens})",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base.errors import BundleError
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import hash_file, write_bytes
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import DRAFTER, DRAFTER_TEXT, DrafterRecord
@@ -44,6 +44,15 @@ MEASURED_STEPS = 1024
 
 StageProgress = Callable[[str, int, int], None]
 """Called with the name of a stage, the amount done and the total."""
+
+
+def fit_settings(drafter: Path | str | None, tokens: int | None) -> DrafterSettings | None:
+    """How the chosen `drafter` is fitted, if it is FIT; else None. UsageError for a number of tokens without a fit."""
+    if drafter == FIT:
+        return DrafterSettings() if tokens is None else DrafterSettings(tokens)
+    if tokens is not None:
+        raise UsageError("tokens for a drafter", found=f"{tokens}, and no drafter to fit", remedy="add --drafter fit")
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,3 +107,9 @@ def test_results_are_shown_and_compared(tmp_path: Path) -> None:
     assert [test.verdict for test in gemma_edge.compare(base, new).tests] == ["faster"]
     with pytest.raises(UsageError, match="twice"):
         gemma_edge.report([base, base], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("verb", [gemma_edge.export, gemma_edge.convert])
+def test_tokens_for_a_drafter_that_is_not_fitted_are_wrong_use(verb: Callable[..., object], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tokens for a drafter: 700, and no drafter to fit; add --drafter fit"):
+        verb(tmp_path / "from", tmp_path / "to", drafter_tokens=700)

@@ -25,7 +25,7 @@ from toolkit.base.environment import ENVIRONMENT, environment_differences, write
 from toolkit.base.errors import BundleError, QualityError, UsageError
 from toolkit.base.files import Progress, scratch_beside
 from toolkit.base.outputs import Output
-from toolkit.bundle.lock import Lock, LockedExport, differences, locked_output, parse_lock, read_lock
+from toolkit.bundle.lock import Lock, LockedExport, differences, locked_output, read_lock
 from toolkit.bundle.write import BUNDLE, GENERATOR
 from toolkit.drafting.make import AS_USUAL, Drafting, drafter_for_export
 from toolkit.litertlm import tables
@@ -33,6 +33,7 @@ from toolkit.litertlm.export import LITERTLM as EXPORT
 from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
 from toolkit.litertlm.exported_drafter import DrafterMaker
 from toolkit.litertlm.header import Header, read_header
+from toolkit.litertlm.lock_section import read_lock as read_exported_lock
 from toolkit.litertlm.schema import ModelType
 
 _log = logging.getLogger(__name__)
@@ -256,10 +257,10 @@ def _assistants(lock: Lock, source: Path, given: Sequence[Path | str]) -> Mappin
 
 
 def _lock_in(header: Header, file: Path) -> Lock:
-    text = header.metadata.system.get(tables.LOCK)
-    if text is None:
+    lock = read_exported_lock(file, header.metadata)
+    if lock is None:
         raise BundleError(file=file, found="no lock", remedy="export it with this version from a bundle that has one")
-    return parse_lock(text.encode("utf-8"), file)
+    return lock
 
 
 def _parts(header: Header) -> Mapping[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
 from gemma_edge.api.export import export
 from gemma_edge.options.drafter import add_drafter_arguments, drafter_bars
@@ -14,7 +13,7 @@ from gemma_edge.options.session import natural, number
 from gemma_edge.terminal import Terminal, one_line
 from toolkit.base.activations import ACTIVATIONS
 from toolkit.litertlm.export import TARGETS
-from toolkit.litertlm.schema import ModelType
+from toolkit.litertlm.schema import MODEL_TYPES
 from toolkit.results.quantities import bytes_text
 
 EXAMPLES = (
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that the bundle has)",
     )  # fmt: skip
     parser.add_argument(
-        "--model-type", choices=get_args(ModelType),
+        "--model-type", choices=MODEL_TYPES,
         help="how LiteRT-LM prepares images and sounds: generic_model as transformers does; gemma3n as for Google's "
         "own files, with different mel frames; gemma4 for text of Gemma 4 (default: generic_model; if only text is "
         "exported, gemma3n or gemma4)",

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import get_args
 
 from toolkit.base.errors import BundleError, ToolkitError
 from toolkit.base.limited import limited
@@ -18,7 +17,7 @@ from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm.engine_template import EngineTemplate
 from toolkit.litertlm.media import AROUND, joined_template, separate_template
 from toolkit.litertlm.python_methods import without_methods
-from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, ModelType, SoundMetadata, Token
+from toolkit.litertlm.schema import MODEL_TYPES, ImageMetadata, LlmMetadata, ModelType, SoundMetadata, Token
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens
 
 # Joins the parts of messages that are only text, because transformers passes such messages to templates as one text.
@@ -75,7 +74,7 @@ class EnginePrompts:
 
 def engine_prompts(metadata: LlmMetadata, tokenizer: Tokenizer | None) -> EnginePrompts:
     """The prompts of a finished file; if its tokenizer cannot be read, texts are compared instead of tokens."""
-    known = metadata.model_type in get_args(ModelType)
+    known = metadata.model_type in MODEL_TYPES
     image = _soft_tokens(metadata.image, IMAGE, tokenizer) if known else None
     sound = _soft_tokens(metadata.sound, SOUND, tokenizer) if known else None
     start = metadata.start_token
@@ -89,7 +88,7 @@ def engine_prompts(metadata: LlmMetadata, tokenizer: Tokenizer | None) -> Engine
             lambda ids: tokenizer.decode(ids, skip_special=False),
             bos, bos_id, image, sound,
         )  # fmt: skip
-    own = next((name for name in get_args(ModelType) if name == metadata.model_type), None)
+    own = next((name for name in MODEL_TYPES if name == metadata.model_type), None)
     model_type: ModelType = own or "generic_model"
     return EnginePrompts(prompting, model_type, start is not None)
 

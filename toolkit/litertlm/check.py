@@ -13,7 +13,7 @@ from toolkit.base.layout import SECTION_ALIGNMENT, Span, overlaps
 from toolkit.base.signatures import Truster
 from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.lock import parse_lock
+from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.prompting import turn_end_token
 from toolkit.bundle.signatures import (
     DECODE,
@@ -35,8 +35,9 @@ from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
 from toolkit.litertlm.engine_tools import tool_conversations
 from toolkit.litertlm.hashes import has_hashes, hash_faults, trust_faults
 from toolkit.litertlm.header import Header, header_end
+from toolkit.litertlm.lock_section import read_lock
 from toolkit.litertlm.schema import LlmMetadata
-from toolkit.litertlm.tables import TFLITE_MODEL, SectionRecord
+from toolkit.litertlm.tables import TFLITE_MODEL, ContainerMetadata, SectionRecord
 from toolkit.litertlm.tokenizer_section import HF_TOKENIZER, MAX_TOKENIZER_BYTES, unpack_tokenizer
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.target import CPU
@@ -64,19 +65,17 @@ def check_litertlm(path: Path, *, trust: Sequence[Truster] = (), progress: Progr
     placed = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
     if not faults and has_hashes(header.metadata):
         faults += hash_faults(path, header, Advance(size, progress))
-    faults += _lock_faults(path.name, header)
+    faults += _lock_faults(path, ContainerMetadata(header.metadata.system, tuple(placed.values())))
     if trust:
         faults += trust_faults(path.name, header, trust)
     return faults + _Contents(path, placed).faults()
 
 
-def _lock_faults(file: str, header: Header) -> list[Fault]:
-    text = header.metadata.system.get(tables.LOCK)
+def _lock_faults(path: Path, metadata: ContainerMetadata) -> list[Fault]:
     try:
-        if text is not None:
-            parse_lock(text.encode("utf-8"), file)
+        read_lock(path, metadata)
     except BundleError as error:
-        return [Fault.of(error, file, "lock")]
+        return [Fault.of(error, path.name, "lock")]
     return []
 
 
@@ -233,6 +232,8 @@ class _Contents:
             self._fault(label, "stop_tokens", "none", "at least one")
         if metadata.start_token is None and metadata.jinja_prompt_template is None:
             self._fault(label, "start_token", "none", "one, for prompts without a template")
+        if metadata.sampler is not None:
+            self._check_sampling(metadata.sampler, metadata.sampling)
         if shapes is None:
             return
         if not 0 < metadata.max_num_tokens <= shapes.context:
@@ -242,6 +243,18 @@ class _Contents:
         for token in ids:
             if not 0 <= token < shapes.vocab_size:
                 self._fault(label, "token id", token, f"0 to {shapes.vocab_size - 1}")
+
+    def _check_sampling(self, sampler: str, sampling: SamplingRecord) -> None:
+        """Check the rules of the engine, which reads the sampling only when an app sets none (observed)."""
+        values: dict[str, tuple[object, bool, str]] = {
+            "type": (sampler, sampler in schema.SAMPLERS, schema.TOP_P),
+            "k": (sampling.top_k, sampling.top_k >= 1, "at least 1"),
+            "p": (sampling.top_p, 0 <= sampling.top_p <= 1, "0 to 1"),
+            "temperature": (sampling.temperature, sampling.temperature >= 0, "at least 0"),
+        }
+        for name, (found, holds, wanted) in values.items():
+            if not holds:
+                self._fault(schema.LLM_METADATA, f"sampler_params {name}", found, wanted)
 
     def _check_towers(self, metadata: LlmMetadata | None, shapes: TextShapes) -> None:
         read = {label: self._graph(label) for label in (*VISION, *AUDIO)}

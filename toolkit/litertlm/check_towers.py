@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import get_args
 
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.signatures import SignatureShape, TensorShape, shape_of, shapes_of, signature_faults
 from toolkit.litertlm import schema
-from toolkit.litertlm.schema import LlmMetadata, ModelType
+from toolkit.litertlm.schema import MODEL_TYPES, LlmMetadata
 from toolkit.tflite.reader import TfliteContent
 
 VISION = (schema.VISION_ENCODER, schema.VISION_ADAPTER)
@@ -26,7 +25,7 @@ def tower_faults(
     for label, signatures in wanted.items():
         if label in graphs:
             yield from ((label, fault) for fault in signature_faults("", shapes_of(graphs[label]), signatures))
-    if metadata is not None and metadata.model_type in get_args(ModelType):
+    if metadata is not None and metadata.model_type in MODEL_TYPES:
         yield from _metadata_faults(graphs, metadata)
 
 

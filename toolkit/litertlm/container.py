@@ -17,11 +17,10 @@ from toolkit.base.signatures import Signer
 from toolkit.litertlm import schema, tables
 from toolkit.litertlm.hashes import (
     NO_DIGEST,
-    NO_SIGNATURE,
     ChunkHasher,
     chunk_hashes_bytes,
     is_intact,
-    sealed_header,
+    seal,
 )
 from toolkit.litertlm.header import read_header
 from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
@@ -81,9 +80,9 @@ def write_container(
     signs the header's hash. `accept` gets the complete file, and raises to reject it.
     """
     layout = _Layout(sections, system, signer)
-    if layout.header_end > tables.ENGINE_HEADER_BYTES:
-        found, wanted = f"{layout.header_end:,} bytes", f"at most {tables.ENGINE_HEADER_BYTES:,}, which LiteRT-LM reads"
-        raise BundleError("header", file=path, found=found, wanted=wanted, remedy="export fewer groups")
+    if layout.header_end > tables.MAX_HEADER_BYTES:
+        found, wanted = f"{layout.header_end:,} bytes", f"at most {tables.MAX_HEADER_BYTES:,}, which LiteRT-LM reads"
+        raise BundleError("header", file=path, found=found, wanted=wanted)
     total = layout.places[-1].end
     require_room(path, total)
     advance = Advance(2 * total, progress)
@@ -129,10 +128,7 @@ class _Layout:
     """The place of each section. The header's length does not depend on offsets and hashes while no offset is 0."""
 
     def __init__(self, sections: Sequence[Section], system: Mapping[str, str], signer: Signer | None) -> None:
-        self._signer = signer
-        self._system = {**system, tables.HEADER_SHA256: NO_DIGEST}
-        if signer is not None:
-            self._system[tables.SIGNATURE] = NO_SIGNATURE
+        self._system, self._signer = system, signer
         self._place(sections)
         self.chunk_section: Section | None = None
         """Its content is known once all before it is written."""
@@ -149,9 +145,10 @@ class _Layout:
 
     def header(self, digests: Sequence[str]) -> bytes:
         """The header for sections with these hashes."""
-        packed = self._packed(self._records(self.header_end, digests))
-        assert len(packed) == self.header_end, "the header grew after it was laid out"
-        return sealed_header(packed, self._signer)
+        places = self._records(self.header_end, digests)
+        sealed = self._packed(places, self._packed(places))
+        assert len(sealed) == self.header_end, "the header grew after it was laid out"
+        return sealed
 
     def _records(self, start: int, digests: Sequence[str]) -> tuple[SectionRecord, ...]:
         placed: list[SectionRecord] = []
@@ -164,8 +161,10 @@ class _Layout:
             start += section.size
         return tuple(placed)
 
-    def _packed(self, places: tuple[SectionRecord, ...]) -> bytes:
-        metadata = schema.pack_container_metadata(ContainerMetadata(self._system, places))
+    def _packed(self, places: tuple[SectionRecord, ...], unsealed: bytes | None = None) -> bytes:
+        """A header, with zeros for its own hash and signature, or with those of an `unsealed` one."""
+        system = {**self._system, **seal(unsealed, self._signer)}
+        metadata = schema.pack_container_metadata(ContainerMetadata(system, places))
         version = tables.MAGIC + struct.pack("<3I", *tables.VERSION)
         end = struct.pack("<Q", tables.METADATA_OFFSET + len(metadata))
         return (version.ljust(tables.HEADER_END_OFFSET, b"\0") + end).ljust(tables.METADATA_OFFSET, b"\0") + metadata

@@ -13,7 +13,7 @@ from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import Progress, scratch_beside
 from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.signatures import Signer
-from toolkit.bundle.lock import LockedExport, lock_line, parse_lock
+from toolkit.bundle.lock import LockedExport, parse_lock
 from toolkit.bundle.manifest import (
     AUDIO_ENCODER,
     FLOAT32_FILES,
@@ -31,7 +31,8 @@ from toolkit.litertlm.export_sections import metadata_section, text_sections, to
 from toolkit.litertlm.exported_drafter import DrafterMaker
 from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.header import read_header as read_litertlm_header
-from toolkit.litertlm.schema import ModelType
+from toolkit.litertlm.lock_section import lock_section
+from toolkit.litertlm.schema import MODEL_TYPES, ModelType
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class ExportOptions:
             require_activations(self.activations)
         if self.target not in TARGETS:
             raise UsageError("target", found=self.target, wanted=" or ".join(TARGETS))
+        if self.model_type is not None and self.model_type not in MODEL_TYPES:
+            raise UsageError("model type", found=self.model_type, wanted=" or ".join(MODEL_TYPES))
 
 
 EVERYTHING = ExportOptions()
@@ -110,8 +113,7 @@ def export_litertlm(
     manifest = read_manifest(source)
     size = manifest.default_size if options.size is None else options.size
     groups = _exported_groups(source, manifest, size, options.groups, drafter=options.drafter is not None)
-    own_type = text_model_type(manifest.architecture)
-    model_type: ModelType = options.model_type or ("generic_model" if {*groups} & {*TOWER_FILES} else own_type)
+    model_type = _model_type(manifest, groups, options.model_type)
     if "audio" not in groups:
         _log.warning("the file has no sound: AI Edge Gallery refuses to import such a file (litert-torch issue 1039)")
     with scratch_beside(output.path) as scratch:
@@ -126,22 +128,38 @@ def export_litertlm(
             "size": size,
         }
         parts = ExportParts(source, manifest, scratch, composite_norms=options.target == "gpu")
+        sections = [metadata_section(parts, groups, model_type, options.sampling)]
         if LOCK in manifest.files:
             made_with = LockedExport(
                 size, groups, model_type, options.activations, options.target, options.sampling,
                 drafter=None if other is None else other.settings, assistant=None if other is None else other.assistant,
             )  # fmt: skip
             lock = parse_lock(parts.read(LOCK), source / LOCK)
-            system[tables.LOCK] = lock_line(replace(lock, export=made_with))
-        sections = [*text_sections(parts, manifest.size(size), drafts="drafter" in groups)]
+            sections.append(lock_section(replace(lock, export=made_with)))
+        sections += text_sections(parts, manifest.size(size), drafts="drafter" in groups)
         sections += tower_sections(parts, groups, model_type)
         if "drafter" in groups:
             drafter = parts.drafter() if other is None else other.part
             sections.append(Section(tables.TFLITE_MODEL, (drafter,), schema.DRAFTER))
         sections = [_with_activations(section, options.activations) for section in sections]
-        sections.insert(0, metadata_section(parts, groups, model_type, options.sampling))
-        total = write_container(output.path, sections, system, signer=options.signer, accept=accept, progress=progress)
+
+        def accept_at(partial: Path) -> None:
+            accept(partial)
+            output.require()  # what is at the path may have changed since
+
+        total = write_container(
+            output.path, sections, system, signer=options.signer, accept=accept_at, progress=progress
+        )
     return ExportResult(output.path, total, size, groups, model_type)
+
+
+def _model_type(manifest: Manifest, groups: Sequence[str], wanted: ModelType | None) -> ModelType:
+    """The engine's model type for a file with these groups; UsageError for one that does not have them all."""
+    towers = [name for name in TOWER_FILES if name in groups]
+    if wanted == "gemma4" and towers:
+        found, remedy = f"gemma4 for {' and '.join(towers)}", "leave --model-type out, or export with --groups text"
+        raise UsageError("model type", found=found, wanted="one that has them", remedy=remedy)
+    return wanted or ("generic_model" if towers else text_model_type(manifest.architecture))
 
 
 def _exported_groups(

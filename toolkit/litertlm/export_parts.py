@@ -7,9 +7,11 @@ from pathlib import Path
 
 from toolkit.base.errors import BundleError
 from toolkit.base.files import hash_file, require_free_space
+from toolkit.base.strict_json import read_bounded
 from toolkit.bundle.manifest import DRAFTER, Manifest
 from toolkit.bundle.signatures import DRAFT
 from toolkit.litertlm.container import FilePart
+from toolkit.litertlm.tokenizer_section import MAX_TOKENIZER_BYTES
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord
 from toolkit.tflite.rewrite import select_signatures
@@ -42,10 +44,10 @@ class ExportParts:
         return FilePart(path, found.size, found.sha256)
 
     def read(self, name: str) -> bytes:
-        """The content of a small file; BundleError if it is missing or its hash is wrong."""
+        """The content of a small file; BundleError if it is missing, too large, or its hash is wrong."""
         whole = self.whole(name)
         whole.require_hash()
-        return whole.path.read_bytes()
+        return read_bounded(whole.path, BundleError, MAX_TOKENIZER_BYTES)
 
     def selected(
         self,

@@ -31,12 +31,16 @@ _SIGNED = "gemma-edge-litertlm/1 "
 """Precedes the header's hash in the signed message, so that the signature is useless for anything else."""
 
 
-def sealed_header(header: bytes, signer: Signer | None) -> bytes:
-    """The header with its hash in place of NO_DIGEST, and, with a `signer`, a signature in place of NO_SIGNATURE."""
-    digest = hashlib.sha256(header).hexdigest()
+def seal(header: bytes | None, signer: Signer | None) -> dict[str, str]:
+    """The entries of a file that hold the hash of its header and, with a `signer`, a signature of it.
+
+    `header`: the header with these entries as they are for None: zeros, as many as there will be digits.
+    """
+    digest = NO_DIGEST if header is None else hashlib.sha256(header).hexdigest()
+    entries = {tables.HEADER_SHA256: digest}
     if signer is not None:
-        header = header.replace(NO_SIGNATURE.encode(), signer(_signed(digest)).hex().encode())
-    return header.replace(NO_DIGEST.encode(), digest.encode())
+        entries[tables.SIGNATURE] = NO_SIGNATURE if header is None else signer(_signed(digest)).hex()
+    return entries
 
 
 def has_hashes(metadata: ContainerMetadata) -> bool:
@@ -115,10 +119,12 @@ class ChunkHashes:
 
 def chunk_hashes(path: Path, header: Header) -> ChunkHashes | None:
     """The hashes of a file's chunks, if it has them; BundleError if they, or the header, differ from their own hash."""
-    named = [s for s in header.metadata.sections if s.items.get(tables.NAME) == tables.CHUNK_SHA256]
-    if not named or named[0].items.get(tables.CHUNK_BYTES) != str(files.CHUNK_BYTES):
+    section = header.metadata.binary_data(tables.CHUNK_SHA256)
+    if section is None or section.items.get(tables.CHUNK_BYTES) != str(files.CHUNK_BYTES):
         return None
-    section, size, end = named[0], chunk_hashes_bytes(named[0].begin), path.stat().st_size
+    size, end = chunk_hashes_bytes(section.begin), path.stat().st_size
+    if not size:  # hashes of nothing, which would say that every file is whole
+        return None
     if (section.end - section.begin, section.end) != (size, end):
         found, wanted = f"bytes {section.begin} to {section.end}", f"{size} bytes up to {end}, the end of the file"
         place = f"section {tables.CHUNK_SHA256}"

@@ -48,7 +48,7 @@ Token = tuple[int, ...] | str
 ModelType = Literal["gemma3n", "gemma4", "generic_model"]
 """The engine's model types that export writes; they differ in how images and sounds are prepared, and in how calls of
 tools are written."""
-
+MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)
 
 GENERIC_SINCE = "0.14.0"
 """The first version of the engine that supports the fields of generic_model."""
@@ -107,6 +107,10 @@ class SoundMetadata:
 
 
 MOST_LIKELY = SamplingRecord(temperature=1.0, top_k=1, top_p=1.0)
+TOP_P = "TOP_P"
+"""The one type of sampler that the engine has."""
+SAMPLERS = (TOP_P, "TYPE_UNSPECIFIED")
+"""The types for which it takes that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,8 @@ class LlmMetadata:
     sound: SoundMetadata | None = None
     sampling: SamplingRecord = MOST_LIKELY
     """The sampling for apps that set no sampler."""
+    sampler: str | None = TOP_P
+    """The type of the engine's sampler that does so, by its name; None if the file leaves everything to the engine."""
     supports_function_calling: bool = False
     supports_thinking: bool = False
     calls: CallSyntax | None = None
@@ -152,12 +158,8 @@ def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
             _set_token(target, token)
     for token in metadata.stop_tokens:
         _set_token(proto.stop_tokens.add(), token)
-    # The engine's GREEDY sampler fails at run time; TOP_P with a single candidate gives the same tokens.
-    proto.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
-    proto.sampler_params.k = metadata.sampling.top_k
-    proto.sampler_params.p = metadata.sampling.top_p
-    proto.sampler_params.temperature = metadata.sampling.temperature
-    proto.sampler_params.seed = 0
+    if metadata.sampler is not None:
+        _set_sampler(proto.sampler_params, metadata.sampler, metadata.sampling)
     proto.max_num_tokens = metadata.max_num_tokens
     model_type = getattr(proto.llm_model_type, metadata.model_type)
     model_type.SetInParent()
@@ -196,12 +198,27 @@ def unpack_llm_metadata(data: bytes, file: Path | str | None = None) -> LlmMetad
         max_num_tokens=proto.max_num_tokens,
         jinja_prompt_template=proto.jinja_prompt_template if proto.HasField("jinja_prompt_template") else None,
         sampling=_sampling(proto.sampler_params),
+        sampler=_sampler(proto.sampler_params) if proto.HasField("sampler_params") else None,
         supports_function_calling=proto.supports_function_calling,
         supports_thinking=proto.supports_thinking,
         thoughts=_thoughts(proto),
         min_runtime_version=proto.min_runtime_version,
         **_model_type(proto.llm_model_type),
     )
+
+
+def _set_sampler(target: Any, sampler: str, sampling: SamplingRecord) -> None:
+    target.type = sampler_params_pb2.SamplerParameters.Type.Value(sampler)
+    target.k = sampling.top_k
+    target.p = sampling.top_p
+    target.temperature = sampling.temperature
+    target.seed = 0
+
+
+def _sampler(proto: Any) -> str:
+    """The name of a sampler's type, or its number if this version does not know it."""
+    types = sampler_params_pb2.SamplerParameters.Type
+    return str(types.Name(proto.type)) if proto.type in types.values() else f"type {proto.type}"
 
 
 def _sampling(proto: Any) -> SamplingRecord:
@@ -220,7 +237,7 @@ def _model_type(union: Any) -> dict[str, Any]:
     """The fields of LlmMetadata that depend on the model type; images and sounds only for types that export writes."""
     name = union.WhichOneof("model_type") or "generic_model"
     found: dict[str, Any] = {"model_type": name}
-    if name not in get_args(ModelType):
+    if name not in MODEL_TYPES:
         return found
     model = getattr(union, name)
     if name == "gemma4":

@@ -21,8 +21,8 @@ from toolkit.litertlm import export_sections
 from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate
 from toolkit.litertlm.engine_tools import tools_fault
 from toolkit.litertlm.header import read_header
+from toolkit.litertlm.lock_section import read_lock
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType
-from toolkit.litertlm.tables import LOCK
 from toolkit.runtime.bundle import Bundle
 
 GEMMA = (EXAMPLE / "chat_template.jinja").read_text()
@@ -93,8 +93,9 @@ def test_impossible_sampling_is_refused_before_anything_is_written(
 @pytest.mark.slow
 def test_the_lock_keeps_the_sampling_that_was_given(bundle: Path, tmp_path: Path) -> None:
     exported(bundle, tmp_path / "x.litertlm", "--top-k", "8")
-    lock = json.loads(read_header(tmp_path / "x.litertlm").metadata.system[LOCK])
-    assert lock["export"]["sampling"] == {"temperature": 0.7, "top_k": 8, "top_p": 0.95}
+    lock = read_lock(tmp_path / "x.litertlm", read_header(tmp_path / "x.litertlm").metadata)
+    assert lock is not None and lock.export is not None
+    assert lock.export.sampling == SamplingRecord(temperature=0.7, top_k=8, top_p=0.95)
     gemma_edge.rebuild(tmp_path / "x.litertlm", tmp_path / "y.litertlm", checkpoint=EXAMPLE)
     assert (tmp_path / "y.litertlm").read_bytes() == (tmp_path / "x.litertlm").read_bytes()
 

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import pytest
 from bundles import decoder, decoder_signatures, embedder, fill, fill_with_towers, stand_in, write_graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.write import write_bundle
 from toolkit.check import check, unknown_graphs
 from toolkit.litertlm import schema, tables
@@ -105,6 +107,56 @@ def test_a_header_that_ends_nowhere_is_found(path: Path, whole: bytes, end: int)
     assert found(path, whole[:24] + struct.pack("<Q", end) + whole[32:]) == ["header_end"]
 
 
+def test_a_header_that_the_engine_would_not_read_is_found(path: Path, whole: bytes) -> None:
+    """LiteRT-LM refuses a header of more than 16 KiB."""
+    (end,) = struct.unpack_from("<Q", whole, 24)
+    padding = bytes(16384 + 1 - end)
+    longer = whole[:24] + struct.pack("<Q", 16384 + 1) + whole[32:end] + padding + whole[end:]
+    path.write_bytes(longer)
+    [fault] = check(path)
+    assert (fault.fault, fault.found, fault.wanted) == ("header_end", "16385", "33 to 16384")
+
+
+def test_a_header_whose_sections_share_their_entries_is_refused_soon(path: Path) -> None:
+    """A small file would otherwise take minutes and gigabytes."""
+    builder = flatbuffers.Builder(1 << 14)
+    text = builder.CreateString("v")
+    builder.StartObject(1)
+    builder.PrependUOffsetTRelativeSlot(0, text, 0)
+    value = builder.EndObject()
+    pairs = []
+    for number in range(100):
+        key = builder.CreateString(f"k{number}")
+        builder.StartObject(3)
+        builder.PrependUOffsetTRelativeSlot(0, key, 0)
+        builder.PrependUint8Slot(1, 9, 0)
+        builder.PrependUOffsetTRelativeSlot(2, value, 0)
+        pairs.append(builder.EndObject())
+    items = vector(builder, pairs)
+    builder.StartObject(4)
+    builder.PrependUOffsetTRelativeSlot(0, items, 0)
+    section = builder.EndObject()
+    sections = vector(builder, [section] * 1000)
+    builder.StartObject(1)
+    builder.PrependUOffsetTRelativeSlot(0, sections, 0)
+    of_all = builder.EndObject()
+    builder.StartObject(2)
+    builder.PrependUOffsetTRelativeSlot(1, of_all, 0)
+    builder.Finish(builder.EndObject())
+    data = bytes(builder.Output())
+    header = b"LITERTLM" + struct.pack("<3I4xQ", 1, 7, 0, 32 + len(data)) + data
+    path.write_bytes(header)
+    [fault] = check(path)
+    assert (fault.fault, "referenced too often" in fault.found) == ("header", True)
+
+
+def vector(builder: flatbuffers.Builder, tables_: list[int]) -> int:
+    builder.StartVector(4, len(tables_), 4)
+    for table in reversed(tables_):
+        builder.PrependUOffsetTRelative(table)
+    return int(builder.EndVector())
+
+
 def test_a_header_that_is_no_flatbuffer_is_found(path: Path, whole: bytes) -> None:
     assert found(path, whole[:32] + b"\xff" * 64 + whole[96:]) == ["header"]
 
@@ -180,15 +232,29 @@ def llm_metadata(**fields: object) -> bytes:
         (llm_metadata(max_num_tokens=0), "max_num_tokens"),
         (llm_metadata(stop_tokens=((40,),)), "token id"),
         (llm_metadata(start_token=(-1,)), "token id"),
+        (llm_metadata(sampler="GREEDY"), "sampler_params type"),
+        (llm_metadata(sampler="TOP_K"), "sampler_params type"),
+        (llm_metadata(sampling=SamplingRecord(1.0, 0, 1.0)), "sampler_params k"),
+        (llm_metadata(sampling=SamplingRecord(1.0, 1, 1.5)), "sampler_params p"),
+        (llm_metadata(sampling=SamplingRecord(1.0, 1, -0.5)), "sampler_params p"),
+        (llm_metadata(sampling=SamplingRecord(-1.0, 1, 1.0)), "sampler_params temperature"),
     ],
-    ids=["no protobuf", "no stop", "no start", "a long context", "no context", "a stop beyond", "a negative start"],
-)
+    ids=[
+        "no protobuf", "no stop", "no start", "a long context", "no context", "a stop beyond", "a negative start",
+        "greedy", "top-k", "no candidate", "p above 1", "p below 0", "a temperature below 0",
+    ],
+)  # fmt: skip
 def test_metadata_that_do_not_fit_the_graphs_are_found(path: Path, whole: bytes, content: bytes, fault: str) -> None:
     assert rebuilt(path, whole, LlmMetadataProto=content) == [f"section LlmMetadataProto {fault}".strip()]
 
 
 def test_tokens_by_their_text_are_no_fault(path: Path, whole: bytes) -> None:
     assert rebuilt(path, whole, LlmMetadataProto=llm_metadata(start_token="<bos>", stop_tokens=("<eos>",))) == []
+
+
+def test_a_sampler_that_the_engine_chooses_is_no_fault(path: Path, whole: bytes) -> None:
+    for content in (llm_metadata(sampler=None), llm_metadata(sampler="TYPE_UNSPECIFIED")):
+        assert rebuilt(path, whole, LlmMetadataProto=content) == []
 
 
 def tokenizer(text: bytes, size: int | None = None) -> bytes:

@@ -125,6 +125,18 @@ def test_hashes_of_chunks_are_the_last_of_a_file_so_that_they_are_of_all_of_it(
         require_hashes(other)
 
 
+def test_hashes_of_no_chunks_are_not_taken_for_those_of_a_whole_file(tmp_path: Path) -> None:
+    """Such a section is within the format of a header, and says nothing of the bytes before it."""
+    path = tmp_path / "model.litertlm"
+    nothing = Section(tables.BINARY_DATA, (b"",), items={"name": "chunk_sha256", "chunk_bytes": str(CHUNK)})
+    write_container(path, [Section(tables.TFLITE_MODEL, (b"a" * 16384,), "m"), nothing], {})
+    assert read_header(path).metadata.sections[1].end == path.stat().st_size < 2 * CHUNK
+    require_hashes(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"b")
+    with pytest.raises(BundleError, match="section m: found sha256"):
+        require_hashes(path)
+
+
 def test_a_push_reads_no_whole_chunk_to_know_its_hash(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, read = path.read_bytes(), list[int]()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zlib
 from dataclasses import asdict, replace
@@ -12,12 +13,14 @@ from typing import Any
 import jinja2
 import numpy as np
 import pytest
-from bundles import AUDIO, TOWERS_DRAFT, Ramp, fill, fill_with_towers
+from bundles import AUDIO, TOWERS_DRAFT, Ramp, fill, fill_with_towers, with_lock
 
 from toolkit import __version__
 from toolkit.base import files
 from toolkit.base.activations import Activations
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
+from toolkit.bundle.lock import MAX_LOCK_BYTES, LockedExport, lock_line
+from toolkit.bundle.lock import read_lock as read_bundle_lock
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, TOKENIZER, TOWER_FILES
 from toolkit.bundle.ple_shards import HEADER_BYTES
 from toolkit.bundle.write import BundleDraft, write_bundle
@@ -26,6 +29,7 @@ from toolkit.litertlm import schema, tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.export import TARGETS, ExportOptions, export_litertlm
 from toolkit.litertlm.header import Header, read_header
+from toolkit.litertlm.lock_section import read_lock
 from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, MelMetadata, SoundMetadata
 from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
 from toolkit.litertlm.tokenizer_section import HF_TOKENIZER
@@ -242,6 +246,69 @@ def test_a_header_that_the_engine_would_not_read_is_refused(tmp_path: Path) -> N
     assert not (tmp_path / "b").exists()
 
 
+def test_an_entry_of_zeros_alone_stays_when_the_header_gets_its_hash(tmp_path: Path) -> None:
+    entries = {"checkpoint": "0" * 64, "note": "0" * 128}
+    write_container(tmp_path / "a", [Section(schema.LLM_METADATA, (b"x",))], entries, signer=lambda _: b"s" * 64)
+    system = dict(read_header(tmp_path / "a").metadata.system)
+    assert {key: system[key] for key in entries} == entries
+    assert (system["signature"], system["header_sha256"] != "0" * 64) == ((b"s" * 64).hex(), True)
+
+
+def test_a_file_that_another_program_writes_meanwhile_is_not_replaced(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.litertlm"
+
+    def write(_: Path) -> None:
+        path.write_text("notes")
+
+    with pytest.raises(UsageError, match=r"model\.litertlm: found a file that is not a \.litertlm"):
+        export_litertlm(bundle, path, accept=write)
+    assert (path.read_text(), os.listdir(tmp_path)) == ("notes", ["model.litertlm"])
+
+
+# --- the lock --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose lock is longer than any header may be, as that of a mix of types is."""
+    path = tmp_path_factory.mktemp("locked") / "bundle"
+    write_bundle(path, lambda directory: with_lock(fill(directory), rules=300))
+    assert (path / "lock.json").stat().st_size > tables.MAX_HEADER_BYTES
+    return path
+
+
+def test_the_lock_of_a_mix_has_a_section_of_its_own(locked: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.litertlm"
+    export_litertlm(locked, path)
+    assert check(path) == []
+    wanted = replace(
+        read_bundle_lock(locked), export=LockedExport("large", ("text",), "gemma3n", None, "cpu", sampling=None)
+    )
+    assert read_lock(path, read_header(path).metadata) == wanted
+    data = path.read_bytes()
+    section = metadata_of(data).sections[1]
+    assert (section.type, section.items["name"], section.label) == ("GenericBinaryData", "lock", "lock")
+    assert data[section.begin : section.end] == lock_line(wanted).encode()
+
+
+def test_a_lock_in_the_header_is_read_as_versions_before_0_2_0_wrote_it(locked: Path, tmp_path: Path) -> None:
+    lock = replace(read_bundle_lock(locked), recipes={})
+    section = Section(schema.LLM_METADATA, (b"x",))
+    write_container(tmp_path / "a", [section], {"lock": lock_line(lock)})
+    assert read_lock(tmp_path / "a", read_header(tmp_path / "a").metadata) == lock
+    write_container(tmp_path / "b", [section], {})
+    assert read_lock(tmp_path / "b", read_header(tmp_path / "b").metadata) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"), [(b"{}", "format"), (b"x" * (MAX_LOCK_BYTES + 1), "section lock")], ids=["empty", "long"]
+)
+def test_a_section_that_is_no_lock_is_a_fault(tmp_path: Path, content: bytes, fault: str) -> None:
+    lock = Section(tables.BINARY_DATA, (content,), items={"name": "lock"})
+    write_container(tmp_path / "a.litertlm", [Section(schema.LLM_METADATA, (b"x",)), lock], {})
+    assert fault in {item.fault for item in check(tmp_path / "a.litertlm")}
+
+
 # --- towers ----------------------------------------------------------------------------------------------------------
 
 VISION_SECTIONS = ["tf_lite_vision_encoder", "tf_lite_vision_adapter"]
@@ -342,6 +409,27 @@ def test_other_targets_are_wrong_use() -> None:
 def test_other_activations_are_wrong_use() -> None:
     with pytest.raises(UsageError, match="found bf16, wanted fp16 or fp32"):
         ExportOptions(activations="bf16")  # type: ignore[arg-type]
+
+
+def test_other_model_types_are_wrong_use() -> None:
+    with pytest.raises(UsageError, match="model type: found gemma, wanted gemma3n or gemma4 or generic_model"):
+        ExportOptions(model_type="gemma")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_model_type_without_images_and_sounds_is_wrong_use_for_a_file_with_them(
+    tmp_path: Path, *, template: bool
+) -> None:
+    def fill_it(directory: Path) -> BundleDraft:
+        draft = fill_with_towers(directory)
+        if not template:
+            (directory / "chat_template.jinja").unlink()
+        return draft
+
+    write_bundle(tmp_path / "bundle", fill_it)
+    with pytest.raises(UsageError, match=r"model type: found gemma4 for vision and audio, .* --groups text"):
+        export_litertlm(tmp_path / "bundle", tmp_path / "a", ExportOptions(model_type="gemma4"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_group_that_the_bundle_lacks_is_named(bundle: Path, tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ FEATURES = frozenset({"cmd", DELAYED_ACK, "shell_v2"})
 """The features of this host."""
 
 _PEER_CLOSED: int = getattr(select, "POLLRDHUP", 0)  # Linux only; elsewhere a timeout ends such a connection
+_TO_HOST = 0x80
+"""The bit in the address of a USB endpoint that sends to the host (USB 2.0, 9.6.6)."""
 _SLOWEST_BYTES_PER_S = 10_000
 """A message that comes more slowly counts as hanging."""
 
@@ -199,10 +201,16 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
     def __init__(self, transport: UsbTransport) -> None:
         self._usb = transport
         self._open = False
+        self._packet_bytes = 0
 
     def connect(self, transport_timeout_s: float) -> None:
         try:
             self._usb.connect(transport_timeout_s)
+            self._packet_bytes = next(
+                endpoint.getMaxPacketSize()
+                for endpoint in self._usb._setting.iterEndpoints()
+                if not endpoint.getAddress() & _TO_HOST
+            )
         except Exception as error:  # libusb's classes, which exist only if libusb does
             raise usb_fault(self._name(), error) from error
         self._open = True
@@ -238,13 +246,21 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
 
     def write(self, buffers: Sequence[Payload], timeout: float) -> None:
         for buffer in buffers:
-            rest = memoryview(buffer.read() if isinstance(buffer, FilePayload) else buffer)
+            data = buffer.read() if isinstance(buffer, FilePayload) else buffer
+            rest = memoryview(data)
             while rest:
-                try:
-                    count = self._usb.bulk_write(bytes(rest), timeout)
-                except exceptions.UsbWriteFailedError as error:
-                    raise self._lost(error) from error
-                rest = rest[count:]
+                rest = rest[self._send_some(bytes(rest), timeout) :]
+            # A read of the device ends when it is full or at a packet that is not. After full packets it would take the
+            # next message too, so an empty packet ends it (AOSP, adb/docs/dev/zero_length_packet.md; usb_linux.cpp).
+            if len(data) and len(data) % self._packet_bytes == 0:
+                self._send_some(b"", timeout)
+
+    def _send_some(self, data: bytes, timeout: float) -> int:
+        try:
+            count: int = self._usb.bulk_write(data, timeout)
+        except exceptions.UsbWriteFailedError as error:
+            raise self._lost(error) from error
+        return count
 
     def is_alive(self) -> bool:
         return self._open
@@ -264,7 +280,7 @@ def usb_fault(name: str, error: Exception) -> DeviceFault:
         remedy = "install Debian's package android-sdk-platform-tools-common (udev rules) and log in again"
         return DeviceFault(name, found="no permission to read and write the USB device", remedy=remedy)
     if kind == "USBErrorBusy":
-        remedy = "run adb kill-server"
+        remedy = "end the other gemma-edge that uses it or, if it is adb's server, run adb kill-server"
         return DeviceFault(name, found="another program holds the USB device", remedy=remedy)
     if kind == "USBErrorNoDevice":
         return ConnectionLost(name, found="the device is gone", remedy="check the cable")

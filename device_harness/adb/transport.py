@@ -156,9 +156,9 @@ class Transport:
         deadline = time.monotonic() + timeout
         while True:
             self._link.close()
-            self._link = self._endpoint.make_link()
             left = deadline - time.monotonic()
             try:
+                self._link = self._endpoint.make_link()  # which fails while a cable is out
                 self._link.connect(
                     self._signers, timeout=min(_CONNECT_S, max(left, 1.0)), auth_timeout=self._auth_timeout
                 )

@@ -5,12 +5,19 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from adb_shell import exceptions  # type: ignore[import-untyped]
 
 from device_harness.adb import port as transport_port
 from device_harness.adb.port import UsbPort
+from device_harness.adb.wire import HEADER_BYTES, parse_header
+
+PACKET_BYTES = 512
+"""wMaxPacketSize of a high-speed endpoint."""
+_READ_BYTES = 16 * 1024
+"""How much adbd reads at once (AOSP, daemon/usb.cpp)."""
 
 
 class USBErrorTimeout(Exception):
@@ -18,7 +25,11 @@ class USBErrorTimeout(Exception):
 
 
 class FakeUsb:
-    """adb-shell's UsbTransport over a socket: one connection, short writes, and a timeout as an exception."""
+    """adb-shell's UsbTransport over a socket: one connection, short writes, and a timeout as an exception.
+
+    What is written arrives as it does at adbd: a read ends when it is full or at a packet that is not, a header comes in
+    a read of its own, and a read that is longer than what is left of a payload ends the connection.
+    """
 
     usb_info = "fake R58M123"
 
@@ -27,6 +38,11 @@ class FakeUsb:
         self._port = port
         self._refusal = refusal
         self._socket: socket.socket | None = None
+        self._read = b""
+        self._payload_bytes = 0
+        """How much of the current message's payload is still to come."""
+        endpoints = ((0x81, PACKET_BYTES), (0x01, PACKET_BYTES))
+        self._setting = SimpleNamespace(iterEndpoints=lambda: iter([_Endpoint(*endpoint) for endpoint in endpoints]))
         self.connections = 0
 
     def connect(self, timeout: float) -> None:
@@ -34,6 +50,7 @@ class FakeUsb:
             raise self._refusal
         assert self._socket is None, "a cable carries one connection"
         self._socket = socket.create_connection(("127.0.0.1", self._port))
+        self._read, self._payload_bytes = b"", 0
         self.connections += 1
 
     def close(self) -> None:
@@ -55,10 +72,45 @@ class FakeUsb:
 
     def bulk_write(self, data: bytes, timeout: float) -> int:
         assert self._socket is not None
+        data = data[: 20 * PACKET_BYTES]
         try:
-            return self._socket.send(data[:10_000])
+            for at in range(0, max(len(data), 1), PACKET_BYTES):
+                packet = data[at : at + PACKET_BYTES]
+                self._read += packet
+                if len(packet) < PACKET_BYTES or len(self._read) == _READ_BYTES:
+                    read, self._read = self._read, b""
+                    self._arrive(self._socket, read)
         except OSError as error:
             raise exceptions.UsbWriteFailedError("gone", error) from error
+        return len(data)
+
+    def _arrive(self, sock: socket.socket, read: bytes) -> None:
+        if not read:
+            return
+        if self._payload_bytes:
+            self._payload_bytes -= len(read)
+        elif len(read) == HEADER_BYTES:
+            self._payload_bytes = parse_header(read).length
+        else:
+            self._payload_bytes = -1
+        if self._payload_bytes < 0:
+            sock.shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError("bytes of two messages in one read")
+        sock.sendall(read)
+
+
+class _Endpoint:
+    """libusb's endpoint of an interface."""
+
+    def __init__(self, address: int, packet_bytes: int) -> None:
+        self._address = address
+        self._packet_bytes = packet_bytes
+
+    def getAddress(self) -> int:
+        return self._address
+
+    def getMaxPacketSize(self) -> int:
+        return self._packet_bytes
 
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, *usb: tuple[str, FakeUsb]) -> None:

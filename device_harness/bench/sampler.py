@@ -61,6 +61,9 @@ _LINES = "^[^ibps]"
 _NAMED = ("files", "meter", "smaps", "thermal", "end")
 """The parts of a sample that begin with a line with their name."""
 _STOP_S = 15.0
+"""How long the loop may take to end after the process, in addition to the interval that it sleeps."""
+_LOOK_S = 0.2
+_FETCH_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +150,7 @@ class Sampler:
         self._pid = pid
         self._limit_s = limit_s
         self._script = sampling_script(pid, interval_s, watched)
+        self._stop_s = _STOP_S + interval_s
         self._file = None if machine.has_second_connection else file
         self._output: list[bytes] = []
         self._thread: threading.Thread | None = None
@@ -171,19 +175,21 @@ class Sampler:
         """Collect the samples; the loop ends because the process has ended."""
         try:
             if self._thread is not None:
-                self._thread.join(_STOP_S)
+                self._thread.join(self._stop_s)
             elif self._file is not None:
                 self._fetch(self._file)
         except EnvironmentFault as fault:
             self._fault = fault
         text = b"".join(self._output).decode("utf-8", "replace")
         self.samples, self.readings = parse_samples(text), parse_readings(text)
+        if self._fault is None and not text.rstrip().endswith(_LAST):
+            self._fault = EnvironmentFault(f"{self._machine.serial} sampler", found="no end of its output")
         if self._fault is not None:
             _log.warning("memory was not sampled to the end: %s", self._fault)
 
     @property
     def has_failed(self) -> bool:
-        """Whether sampling failed, or there is no sample."""
+        """Whether sampling failed, or ended before the process, or there is no sample."""
         return self._fault is not None or not self.samples
 
     def _stream(self) -> None:
@@ -199,8 +205,10 @@ class Sampler:
 
     def _fetch(self, file: str) -> None:
         path = quote(file)
-        wait = f"for i in 1 2 3 4 5 6 7 8 9; do grep -q '^{_LAST}' {path} && break; sleep 0.2; done"
-        self._output.append(self._machine.shell(f"{wait}; cat {path}; rm -f {path}", timeout=60.0).stdout.encode())
+        tries = round(self._stop_s / _LOOK_S)
+        wait = f"i=0; until grep -q '^{_LAST}' {path} || [ $i = {tries} ]; do i=$((i + 1)); sleep {_LOOK_S}; done"
+        found = self._machine.shell(f"{wait}; cat {path}; rm -f {path}", timeout=self._stop_s + _FETCH_S)
+        self._output.append(found.stdout.encode())
 
 
 def parse_samples(text: str) -> tuple[ProcessSample, ...]:

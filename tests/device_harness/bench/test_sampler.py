@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,13 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-from device_harness.adb.shell import ShellStream
+from device_harness.adb.shell import ShellResult, ShellStream
 from device_harness.adb.transport import Transport
 from device_harness.bench.memory import group_memory, kinds, memory_record, series
 from device_harness.bench.sampler import Sampler, parse_samples, sampling_script
 from device_harness.emulator.device import Emulator
 from device_harness.machines.device import AdbDevice
-from device_harness.machines.host import Host
+from device_harness.machines.host import Host, HostCommand
 from device_harness.machines.machine import Machine
 from device_harness.runners.interface import FileRange
 from toolkit.base.procfs import MemoryMapping
@@ -200,6 +201,41 @@ def test_a_running_process_is_sampled_until_its_end(
     if isinstance(machine, Usb):
         assert machine.streams == 0
         assert not [name for name in transport.list("/data/local/tmp") if name.startswith("samples")]
+
+
+class Told(Host):
+    """A machine whose sampler prints this, over one connection or two."""
+
+    def __init__(self, text: str, *, has_second_connection: bool) -> None:
+        self._command = f"printf %s {shlex.quote(text)}"
+        self.has_second_connection = has_second_connection
+        self.waited_s = 0.0
+
+    def shell(self, command: str, *, timeout: float) -> ShellResult:
+        self.waited_s = timeout
+        return super().shell(self._command, timeout=timeout)
+
+    def stream_shell(self, command: str, *, timeout: float) -> HostCommand:
+        return super().stream_shell(self._command, timeout=timeout)
+
+
+@pytest.mark.parametrize("has_second_connection", [False, True])
+@pytest.mark.parametrize(("end", "failed"), [("@@ last\n", False), ("", True)])
+def test_samples_that_end_before_the_process_are_a_failure(
+    has_second_connection: bool, end: str, failed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Told(sample(1) + sample(2) + end, has_second_connection=has_second_connection)
+    with Sampler(machine, 7, limit_s=30, file="/tmp/none") as sampler:
+        pass
+    assert len(sampler.samples) == 2 and sampler.has_failed is failed
+    assert ("memory was not sampled to the end" in caplog.text) is failed
+
+
+def test_a_loop_that_still_sleeps_is_waited_for() -> None:
+    machine = Told(sample(1) + "@@ last\n", has_second_connection=False)
+    with Sampler(machine, 7, limit_s=300, interval_s=90.0, file="/tmp/none"):
+        pass
+    assert machine.waited_s > 90
 
 
 def test_a_process_that_is_not_there_gives_no_samples() -> None:

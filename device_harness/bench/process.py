@@ -72,13 +72,14 @@ class JobProcesses:
         After ConnectionLost it may continue on the machine until `end` is called.
         """
         environment = tuple(f"{name}={value}" for name, value in self._job.environment.items())
-        return self._sampled((*environment, *self._job.argv), self._job.read)
+        words = (*environment, *self._job.argv)
+        return self._sampled(words, self._job.read, of_child=self._job.works_in_child)
 
     def rest(self, seconds: float) -> ProcessRun:
         """Sample the machine as `run` does while a process of ours only waits."""
         return self._sampled(("sleep", f"{seconds:g}"), lambda output: Reading({}))
 
-    def _sampled(self, words: tuple[str, ...], read: Callable[[str], Reading]) -> ProcessRun:
+    def _sampled(self, words: tuple[str, ...], read: Callable[[str], Reading], *, of_child: bool = False) -> ProcessRun:
         output = bytearray()
         sampler: Sampler | None = None
         begin_s = 0.0
@@ -90,7 +91,7 @@ class JobProcesses:
                     match = _BEGIN.search(output) if sampler is None else None
                     if match is not None:
                         begin_s = float(match[2])
-                        sampler = self._sampler(int(match[1])).__enter__()
+                        sampler = self._sampler(int(match[1]), of_child=of_child).__enter__()
                 code = running.exit_code
         except ConnectionLost:
             raise
@@ -163,7 +164,7 @@ class JobProcesses:
             _log.info("%s", error)
         self.try_to_end()
 
-    def _sampler(self, pid: int) -> Sampler:
+    def _sampler(self, pid: int, *, of_child: bool) -> Sampler:
         limits = self._limits
         return Sampler(
             self._machine,
@@ -172,6 +173,7 @@ class JobProcesses:
             interval_s=limits.interval_s,
             file=self._samples,
             watched=limits.watched,
+            of_child=of_child,
         )
 
     def _command(self, arguments: tuple[str, ...]) -> str:

@@ -106,22 +106,25 @@ class ProcessSample:
     threads: dict[int, ThreadTicks]
 
 
-def sampling_script(pid: int, interval_s: float, watched: Watched | None = None) -> str:
+def sampling_script(pid: int, interval_s: float, watched: Watched | None = None, *, of_child: bool = False) -> str:
     """A shell loop that ends with the process; most samples start two programs, to disturb the run little.
 
+    `of_child`: the samples are of the process's oldest child, and of the machine alone while there is none.
     After the process has ended, the machine alone is read once more, so that the process's last moments lie between two
     readings.
     """
     watched = watched or Watched()
-    process = " ".join(f"/proc/{pid}/{name}" for name in ("stat", "status", "smaps_rollup", "io"))
+    choose = f"set -- $(cat /proc/{pid}/task/{pid}/children) 0; " if of_child else ""
+    sampled = "$1" if of_child else str(pid)
+    process = " ".join(f"/proc/{sampled}/{name}" for name in ("stat", "status", "smaps_rollup", "io"))
     files = " ".join(["/proc/stat", _FREQUENCIES, *map(shlex.quote, watched.files)])
     meter = f"echo '{_MARK}meter'; {watched.command}; " if watched.command else ""
     read = f"echo '{_MARK}files'; grep -sH '{_LINES}' {files}"
     return (
-        f"i=0; while [ -e /proc/{pid}/stat ]; do echo '{_MARK}sample'; cat /proc/uptime {process}; "
-        f"{read} /proc/{pid}/task/[0-9]*/stat; "
+        f"i=0; while [ -e /proc/{pid}/stat ]; do {choose}echo '{_MARK}sample'; cat /proc/uptime {process}; "
+        f"{read} /proc/{sampled}/task/[0-9]*/stat; "
         + (f"[ $((i % {_METER_EVERY})) != 0 ] || {{ {meter}}}; " if meter else "")
-        + f"[ $((i % {_MAPPINGS_EVERY})) != 1 ] || {{ echo '{_MARK}smaps'; cat /proc/{pid}/smaps; }}; "
+        + f"[ $((i % {_MAPPINGS_EVERY})) != 1 ] || {{ echo '{_MARK}smaps'; cat /proc/{sampled}/smaps; }}; "
         f"[ $((i % {_THERMAL_EVERY})) != 0 ] || {{ echo '{_MARK}thermal'; dumpsys thermalservice; }}; "
         f"echo '{_MARK}end'; i=$((i + 1)); sleep {interval_s}; done 2>/dev/null; "
         f"{{ echo '{_MARK}sample'; cat /proc/uptime; {read}; {meter}}} 2>/dev/null; echo '{_MARK}end'; echo '{_LAST}'"
@@ -144,12 +147,16 @@ class Sampler:
         interval_s: float = DEFAULT_INTERVAL_S,
         file: str,
         watched: Watched | None = None,
+        of_child: bool = False,
     ) -> None:
-        """`limit_s`: the loop's time limit; `file`: a path on the machine, to be removed if the connection is lost."""
+        """`limit_s`: the loop's time limit; `file`: a path on the machine, to be removed if the connection is lost.
+
+        `of_child`: sample the process's oldest child in its place, until the process ends.
+        """
         self._machine = machine
         self._pid = pid
         self._limit_s = limit_s
-        self._script = sampling_script(pid, interval_s, watched)
+        self._script = sampling_script(pid, interval_s, watched, of_child=of_child)
         self._stop_s = _STOP_S + interval_s
         self._file = None if machine.has_second_connection else file
         self._output: list[bytes] = []

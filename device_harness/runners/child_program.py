@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from toolkit import __version__
 from toolkit.base.errors import ToolkitError
 from toolkit.base.files import hash_file
-from toolkit.base.procfs import parse_io, parse_stat
+from toolkit.base.procfs import parse_io
 from toolkit.results.record import Delegation
 
 RESULT = "gemma-edge-result: "
@@ -90,13 +91,19 @@ def _described(package: str, library: Path) -> dict[str, object]:
 
 
 def _counts() -> dict[str, int]:
-    """Page faults and reads of this process so far; empty if the system does not report them."""
+    """Page faults and reads of this process and of its children that have ended; empty if the system has no such files.
+
+    The kernel adds a child's to those of its parent when the parent has waited for it.
+    """
     try:
-        stat = parse_stat(Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace"))
         io = parse_io(Path("/proc/self/io").read_text(encoding="ascii"))
     except (OSError, ToolkitError):
         return {}
-    counts = {"major_faults_count": stat.major_faults, "minor_faults_count": stat.minor_faults}
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    counts = {
+        "major_faults_count": sum(used.ru_majflt for used in usage),
+        "minor_faults_count": sum(used.ru_minflt for used in usage),
+    }
     return counts if io.read_bytes is None else {**counts, "read_bytes": io.read_bytes}
 
 

@@ -121,6 +121,8 @@ class Job:
     binaries: tuple[BinaryRecord, ...]
     read_failure: Callable[[str, int], ToolkitError | None] | None = None
     """The error in the output of a failed process, given its exit code; None: its last line says enough."""
+    works_in_child: bool = False
+    """Whether the process's first child does the work, so that the memory to sample is the child's."""
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_caches: tuple[str, ...] = ()
     """Files on the machine, with a shell pattern as the last part, that are removed before a cold start."""

@@ -27,8 +27,8 @@ class USBErrorTimeout(Exception):
 class FakeUsb:
     """adb-shell's UsbTransport over a socket: one connection, short writes, and a timeout as an exception.
 
-    What is written arrives as it does at adbd: a read ends when it is full or at a packet that is not, a header comes in
-    a read of its own, and a read that is longer than what is left of a payload ends the connection.
+    What is written arrives as it does at adbd: a read ends when it is full or at a packet that is not, a header has to
+    come in a read of its own, and a read that is longer than the rest of a payload ends the connection.
     """
 
     usb_info = "fake R58M123"

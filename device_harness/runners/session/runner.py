@@ -97,6 +97,7 @@ def _job(
         read=python_child.read_child,
         model=model.record,
         binaries=binaries,
+        works_in_child=workload.backend == "gpu",
         weight_caches=(f"{cache}/*.xnnpack",),
         groups=whole_files(model.path, manifest),
         context=manifest.text.context,

@@ -302,6 +302,15 @@ def test_our_session_is_told_what_to_measure(machine: AdbDevice, bundle: Path) -
     )
 
 
+def test_the_memory_of_our_session_is_that_of_the_process_with_litert(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(python_child, "binaries", lambda machine, module: ())
+    on_cpu, on_gpu = Workload(8, 8), Workload(8, 8, backend="gpu")
+    found = [jobs(SessionRunner(), Host(), bundle, workload)[0] for workload in (on_cpu, on_gpu)]
+    assert [job.works_in_child for job in found] == [False, True]
+
+
 @pytest.mark.slow
 def test_drafts_that_were_right_are_figures(drafting_bundle: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"

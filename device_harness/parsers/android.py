@@ -45,6 +45,9 @@ _SOURCES: Mapping[str, PowerSource] = {
     "AC powered": "ac", "USB powered": "usb", "Wireless powered": "wireless", "Dock powered": "dock",
 }  # fmt: skip
 
+_VIRTUAL_HARDWARE = ("goldfish", "ranchu", "cutf", "vbox86", "redroid")
+"""How the hardware of virtual devices is named: Android's emulator (both), Cuttlefish, Genymotion, ReDroid."""
+
 
 def parse_properties(text: str) -> dict[str, str]:
     """Parse `getprop`: values by name."""
@@ -141,5 +144,6 @@ def _number(text: str | None) -> float | None:
 
 
 def is_emulated(properties: Mapping[str, str]) -> bool:
-    """Whether properties are an emulator's: Android's sets one of two, depending on its version, and ours both."""
-    return "1" in (properties.get("ro.kernel.qemu"), properties.get("ro.boot.qemu"))
+    """Whether the properties are a virtual device's, which runs at the speed of the computer that plays it."""
+    told = (properties.get(name) for name in ("ro.kernel.qemu", "ro.boot.qemu", "ro.hardware.virtual_device"))
+    return "1" in told or properties.get("ro.hardware", "").startswith(_VIRTUAL_HARDWARE)

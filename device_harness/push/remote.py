@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -95,10 +95,7 @@ class RemoteFolder:
         files = {chunks.name: chunks.file for chunks in wanted}
         numbers = {chunks.name: set(chunks.numbers) for chunks in wanted}
         for name, number, digest in self._chunks.hash(wanted):
-            if number not in numbers.get(name, ()):
-                raise DeviceRefusal(
-                    f"{self.what}: sha256sum", found=f"a hash of {name} {number}", wanted="a hash that was asked for"
-                )
+            self._require_asked(name, number, numbers)
             found[name][number] = digest
             tick(files[name].length(number))
         for chunks in wanted:
@@ -111,7 +108,7 @@ class RemoteFolder:
 
     def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
         """Send runs of chunks to their NAME.part; `on_digest` gets the hash of each chunk as stored."""
-        self._chunks.store(runs, on_sent, on_digest)
+        self._chunks.store(runs, on_sent, self._checked(runs, on_digest))
 
     def free_bytes(self) -> int:
         """The free bytes on the folder's file system."""
@@ -137,8 +134,9 @@ class RemoteFolder:
 
     def copy(self, runs: Sequence[ChunkRun], on_digest: OnDigest) -> None:
         """Copy chunks of NAME to the same places in NAME.part; `on_digest` gets the hash of each copy."""
+        take = self._checked(runs, on_digest)
         for name, number, digest in self._chunks.copy(runs):
-            on_digest(name, number, digest)
+            take(name, number, digest)
 
     def settle(self, files: Sequence[PushFile]) -> None:
         """Truncate each NAME.part to its size, and sync it to the storage."""
@@ -154,6 +152,23 @@ class RemoteFolder:
         """Rename, then remove files, in order, and sync. After a lost connection, the remaining steps are not done."""
         renames = [f"mv -f {chunk_word(old)} {chunk_word(new)}" for old, new in moves]
         self._run_all([*renames, *(f"rm -f {chunk_word(name)}" for name in removals), sync_command(".")], 1 << 30)
+
+    def _checked(self, runs: Sequence[ChunkRun], on_digest: OnDigest) -> OnDigest:
+        """`on_digest`, but DeviceRefusal for the hash of a chunk that is in none of the runs."""
+        numbers: dict[str, set[int]] = {}
+        for run in runs:
+            numbers.setdefault(run.name, set()).update(range(run.first, run.stop))
+
+        def take(name: str, number: int, digest: str) -> None:
+            self._require_asked(name, number, numbers)
+            on_digest(name, number, digest)
+
+        return take
+
+    def _require_asked(self, name: str, number: int, asked: Mapping[str, Collection[int]]) -> None:
+        if number not in asked.get(name, ()):
+            found = f"a hash of {name} {number}"
+            raise DeviceRefusal(f"{self.what}: sha256sum", found=found, wanted="a hash that was asked for")
 
     def _run_all(self, commands: Iterable[str], size: int = 0) -> None:
         for batch in batches(commands, MAX_SCRIPT_CHARACTERS):
@@ -171,8 +186,9 @@ class RemoteFolder:
         return sizes
 
     def _inside(self, script: str) -> str:
-        # Files that others may read get their mode at the end.
-        return f"umask 077; cd {quote(self.folder)} && {{ {script}; }}"
+        # In another language, as of a Linux board, dd would not say what the scripts look for. Files that others may read
+        # get their mode at the end.
+        return f"export LC_ALL=C; umask 077; cd {quote(self.folder)} && {{ {script}; }}"
 
     def _run_inside(self, script: str, size: int = 0) -> str:
         return self._run(self._inside(script), size)

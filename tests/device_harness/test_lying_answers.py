@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,10 @@ from device_harness.parsers import android, delegates
 from device_harness.parsers.cpu import parse_clusters
 from device_harness.parsers.delegates import undelegated_nodes
 from device_harness.parsers.power import parse_energy_meter, parse_files
+from device_harness.push.chunks import OnDigest, OnSent
 from device_harness.push.remote import RemoteFolder, parse_df
-from device_harness.push.scripts import parse_digests
+from device_harness.push.scripts import ChunkRun, parse_digests
+from device_harness.push.source import PushFile
 from device_harness.runners.benchmark_model.parser import parse_benchmark_model
 from device_harness.runners.child_program import RESULT
 from device_harness.runners.litert_lm.parser import parse_benchmark_info
@@ -118,6 +121,33 @@ def test_sizes_of_files_that_nobody_asked_for_are_refused(answer: str) -> None:
     with pytest.raises(DeviceRefusal, match="LIAR /data/x") as caught:
         folder.sizes(["a.bin"])
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("name", "number"), [("b.bin.part", 1), ("a.bin", 1), ("a.bin.part", 0), ("a.bin.part", 3)])
+def test_hashes_of_chunks_that_were_neither_sent_nor_copied_are_refused(name: str, number: int) -> None:
+    digest = "0a" * 32
+
+    class Chunks:
+        def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
+            on_digest(name, number, digest)
+
+        def copy(self, runs: Sequence[ChunkRun]) -> Iterator[tuple[str, int, str]]:
+            yield name, number, digest
+
+    folder = RemoteFolder(Answering(""), "/data/x")  # type: ignore[arg-type]
+    folder._chunks = Chunks()  # type: ignore[assignment]
+    runs = [ChunkRun(PushFile("a.bin", Path("a.bin"), 4, (digest,) * 4, 1), 1, 3)]
+
+    def take(name: str, number: int, digest: str) -> None:
+        raise AssertionError(name)
+
+    acts: list[Callable[[], None]] = [
+        lambda: folder.store(runs, lambda file, count: None, take),
+        lambda: folder.copy(runs, take),
+    ]
+    for act in acts:
+        with pytest.raises(DeviceRefusal, match=f"a hash of {name} {number}, wanted a hash that was asked for"):
+            act()
 
 
 def words(lines: Sequence[str]) -> list[tuple[str, int, str]]:

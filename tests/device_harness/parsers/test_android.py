@@ -10,6 +10,7 @@ from paths import FIXTURES
 
 from device_harness.emulator import templates
 from device_harness.parsers.android import (
+    is_emulated,
     parse_battery,
     parse_cpus,
     parse_light_thresholds,
@@ -143,3 +144,22 @@ def test_cpus_are_read_in_order(mangle: Callable[[str], str]) -> None:
         CpuRecord(0, "walt", None, None, 2_016_000_000),
         CpuRecord(1, "schedutil", 300_000_000, 1_800_000_000, 1_800_000_000),
     )
+
+
+@pytest.mark.parametrize(
+    ("lines", "emulated"),
+    [
+        ("[ro.kernel.qemu]: [1]", True),
+        ("[ro.boot.qemu]: [1]\n[ro.hardware]: [ranchu]", True),
+        ("[ro.hardware]: [ranchu]", True),
+        ("[ro.hardware.virtual_device]: [1]", True),
+        ("[ro.hardware]: [cutf_cvm]", True),
+        ("[ro.hardware]: [vbox86]", True),
+        ("[ro.hardware]: [redroid]", True),
+        ("[ro.hardware]: [qcom]\n[ro.kernel.qemu]: [0]", False),
+        ("[ro.hardware]: [tensor]\n[ro.hardware.virtual_device]: [0]", False),
+        ("", False),
+    ],
+)
+def test_virtual_devices_are_told_from_phones(lines: str, emulated: bool) -> None:
+    assert is_emulated(parse_properties(f"{lines}\n")) is emulated

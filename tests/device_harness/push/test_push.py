@@ -375,15 +375,16 @@ def test_it_works_in_both_shells(make_device: MakeDevice, tmp_path: Path, stored
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["fullblock", "openssl", "sha256sum"])
+@pytest.mark.parametrize("missing", ["fullblock", "openssl", "sha256sum", "English"])
 def test_it_works_with_the_programs_that_a_device_has(make_device: MakeDevice, tmp_path: Path, missing: str) -> None:
     device = make_device(EmulatorSettings(isolation="folder"))
     refusal = {
         "fullblock": "case $* in *iflag*) exit 1;; esac; exec /bin/dd",
         "openssl": "exit 1",
         "sha256sum": "exit 1",
+        "English": 'case $LC_ALL in C) exec /bin/dd "$@";; esac; exec /bin/dd status=none',
     }
-    program = device.path("/system/bin") / ("dd" if missing == "fullblock" else missing)
+    program = device.path("/system/bin") / ("dd" if missing in ("fullblock", "English") else missing)
     program.unlink(missing_ok=True)
     program.write_text(f'#!/bin/sh\n{refusal[missing]} "$@"\n')
     program.chmod(0o755)

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from device_harness.adb.turns import in_turn
 from device_harness.bench.job import JobSettings, Subject, run_job
 from device_harness.bench.placement import LITERTLM, exported_model, model_kind, open_model, place_model
 from device_harness.bench.power import DEFAULT_IDLE_S, energy_tests, find_power_source
@@ -132,8 +133,10 @@ def bench(
     *,
     runners: Sequence[RunnerSpec] = ALL,
     listener: BenchListener | None = None,
-) -> Iterator[BenchRecord]:
+) -> Generator[BenchRecord, None, None]:
     """Benchmark a model on a machine; yields a record for each job of the runner when it is complete.
+
+    Waits for another benchmark on the machine by this user, and lets none begin until it is exhausted or closed.
 
     An interrupt or error that ends a job early is raised after the record of its iterations so far. UsageError for a
     request that does not fit the model or runner, BundleError for an invalid model, EnvironmentFault for all problems
@@ -143,7 +146,10 @@ def bench(
     choose_runner(request, runners)
     if settings.drop_page_cache and request.workload.start != "cold":
         raise UsageError("--drop-page-cache", found="can be used with --cold only")
-    with prepared_device(machine, stay_awake=settings.stay_awake, airplane_mode=settings.airplane_mode):
+    with (
+        in_turn("benchmarks", machine.serial, waiting_for="another benchmark on it to end"),
+        prepared_device(machine, stay_awake=settings.stay_awake, airplane_mode=settings.airplane_mode),
+    ):
         device = read_device(machine)
         if device.emulated:
             listener.note(f"{machine.serial} is emulated: speeds are this computer's")

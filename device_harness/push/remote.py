@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from device_harness.adb.transport import DeviceRefusal, Transport, quote, remote_path
+from device_harness.adb.turns import in_turn
 from device_harness.push.chunks import ChunkShell, OnDigest, OnSent, timeout_s
 from device_harness.push.scripts import ChunkRun, Chunks, batches, chunk_word, missing_programs_script, sync_command
 from device_harness.push.source import PART, PushFile
 from toolkit.base.strict_json import shorten
-from toolkit.runtime.weight_cache import default_directory
 
 MAX_SCRIPT_CHARACTERS = 1500
 """Old devices take messages of at most 4096 bytes, and quoting makes a command longer."""
 
-_log = logging.getLogger(__name__)
 _SIZE = re.compile(r"\d{1,15}", re.ASCII)
 
 
@@ -49,18 +45,9 @@ class RemoteFolder:
         """The path of a file in the folder."""
         return remote_path(self.folder, name)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Wait until no other push from this computer uses the folder: both would write into the same .part files."""
-        locks = default_directory() / "pushes"
-        locks.mkdir(parents=True, exist_ok=True)
-        with open(locks / hashlib.sha256(self.what.encode()).hexdigest()[:16], "ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.warning("%s: waiting for another push that writes there", self.what)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return in_turn("pushes", self._device.serial, self.folder, waiting_for="another push that writes there")
 
     def create(self) -> None:
         """Create the folder, readable by apps, if it does not exist; DeviceRefusal if the device lacks programs."""
@@ -186,8 +173,8 @@ class RemoteFolder:
         return sizes
 
     def _inside(self, script: str) -> str:
-        # In another language, as of a Linux board, dd would not say what the scripts look for. Files that others may read
-        # get their mode at the end.
+        # In a Linux board's language, dd would not say what the scripts look for. Files that others may read get their
+        # mode at the end.
         return f"export LC_ALL=C; umask 077; cd {quote(self.folder)} && {{ {script}; }}"
 
     def _run_inside(self, script: str, size: int = 0) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -122,11 +122,13 @@ def bench_records(
     opened = results_file(results, request_files(request), drop_torn_line=drop_torn_line, force=force)
     with opened as writer, _machine(device, host=host) as machine:
         spec = runner_on(machine, request, runners)
-        for record in measure(machine, request, settings, runners=runners, listener=listener(machine, spec)):
-            fault = None if writer is None else fault_of(writer, record)
-            yield record  # even if it could not be kept
-            if fault is not None:
-                raise fault
+        told = listener(machine, spec)
+        with closing(measure(machine, request, settings, runners=runners, listener=told)) as records:
+            for record in records:
+                fault = None if writer is None else fault_of(writer, record)
+                yield record  # even if it could not be kept
+                if fault is not None:
+                    raise fault
 
 
 def trace_folder(results: Path | str | None) -> Path:

@@ -6,10 +6,13 @@ import importlib
 import re
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from bundles import fill
+from waiting import wait_until
 
 from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner, runner_on
 from device_harness.machines.host import Host
@@ -112,6 +115,21 @@ def test_a_runner_of_another_package_is_a_word_in_a_tuple(bundle: Path, spec: Ru
     (record,) = bench(Host(), request, BenchSettings(repetitions=2), runners=(*ALL, spec), listener=listener)
     assert (record.runner, record.values("tg16"), record.model.name) == ("script", (48, 48), "handmade")
     assert listener.done == [0, 1, 2] and listener.notes == ["host: script runs once unmeasured, to warm up"]
+
+
+def test_a_second_benchmark_of_a_machine_waits_for_the_first(
+    bundle: Path, spec: RunnerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path))
+    request = BenchRequest(bundle, "script", workload=Workload(generated_tokens=16, start="cold"))
+    settings = BenchSettings(repetitions=1)
+    with ThreadPoolExecutor(1) as pool:
+        with closing(bench(Host(), request, settings, runners=(spec,))) as first:
+            next(first)
+            second = pool.submit(lambda: list(bench(Host(), request, settings, runners=(spec,))))
+            wait_until(lambda: "host: waiting for another benchmark on it to end" in caplog.text)
+            assert not second.done()
+        assert len(second.result()) == 1
 
 
 def test_a_runner_is_known_only_where_it_is_given(bundle: Path) -> None:

@@ -728,7 +728,7 @@ def test_two_pushes_to_one_folder_take_turns(device: Peer, tmp_path: Path) -> No
     contents = [make_content(), make_content(seed=1)]
     bundles = [make_bundle(tmp_path / str(number), content) for number, content in enumerate(contents)]
     sending, waiting = threading.Event(), threading.Event()
-    log = logging.getLogger("device_harness.push.remote")
+    log = logging.getLogger("device_harness.adb.turns")
 
     class Noted(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

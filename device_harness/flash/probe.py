@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -209,8 +210,8 @@ def probe_device(
     program = native_program(FLASH_PROBE, parse_architecture(machine, device.serial), say=say)
     # A Linux board with adbd has no getprop.
     emulated = is_emulated(parse_properties(device.shell("getprop 2>/dev/null", timeout=_QUICK_S).stdout))
-    # Each process has its own copy, so that two probes of one device do not remove each other's program.
-    scratch = remote_path(DEFAULT_FOLDER, f"{FLASH_PROBE}-{os.getpid()}")
+    # Each probe has its own copy, so that two of one device, from any computer, do not remove each other's program.
+    scratch = remote_path(DEFAULT_FOLDER, f"{FLASH_PROBE}-{secrets.token_hex(8)}")
     tokens = remote_path(scratch, "tokens")
     try:
         placed = place_small_program(device, program.path, scratch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_harness.adb.transport import DeviceRefusal, Transport, quote, remote_path
+from device_harness.adb.turns import in_turn
 from device_harness.push.push import DEFAULT_FOLDER, push_source
 from device_harness.push.source import PART, PushFile, PushSource
 from toolkit.base.errors import UsageError
@@ -58,15 +59,17 @@ def push_program(device: Transport, files: ProgramFiles, receiver: str | None = 
 def place_small_program(device: Transport, program: Path, folder: str) -> str:
     """Send a program of a few kB by `sync:`, which needs no programs on the device; return its path on the device.
 
-        It is read back and compared. adbd makes files from `sync:` writable by everybody, so only the owner may enter
+    It is read back and compared. adbd makes files from `sync:` writable by everybody, so only the owner may enter
     `folder`.
     """
     part, placed = remote_path(folder, program.name + PART), remote_path(folder, program.name)
     make = f"umask 022; mkdir -p {quote(folder)} && chmod 700 {quote(folder)}"
-    device.shell(make, timeout=_ASK_S).require(f"{device.serial} {folder}")
-    device.push_file(program, part, mode=0o700)
-    if device.pull_bytes(part) != program.read_bytes():
-        raise DeviceRefusal(f"{device.serial} {part}", found="bytes other than those sent", remedy="try another cable")
     finish = f"chmod 700 {quote(part)} && mv -f {quote(part)} {quote(placed)}"
-    device.shell(finish, timeout=_ASK_S).require(f"{device.serial} {placed}")
+    with in_turn("programs", device.serial, program.name, waiting_for="another process that places it there"):
+        device.shell(make, timeout=_ASK_S).require(f"{device.serial} {folder}")
+        device.push_file(program, part, mode=0o700)
+        if device.pull_bytes(part) != program.read_bytes():
+            found = "bytes other than those sent"
+            raise DeviceRefusal(f"{device.serial} {part}", found=found, remedy="try another cable")
+        device.shell(finish, timeout=_ASK_S).require(f"{device.serial} {placed}")
     return placed

@@ -37,6 +37,10 @@ class _Decoder(Protocol):
     eof: bool
     needs_input: bool
 
+    @property
+    def unused_data(self) -> bytes | None:
+        """What follows the end; lz4 has None before it."""
+
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
@@ -50,18 +54,24 @@ class Decompressor:
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """The bytes that `data` completes; CompressedDataError if they are damaged, or follow the end."""
-        if data and self._decoder.eof:
-            raise CompressedDataError(f"{len(data)} bytes after the end of the {self._method} data")
+        has_ended = self._decoder.eof
+        if has_ended:
+            self._refuse_more(data)
+            return
         try:
             while piece := self._decoder.decompress(data, _PIECE_BYTES):
                 yield piece
                 data = b""
                 if self._decoder.eof or self._decoder.needs_input:
-                    return
-        except CompressedDataError:
-            raise
+                    break
         except Exception as error:  # brotli.error, zstd's ZstdError, lz4's RuntimeError
             raise CompressedDataError(f"damaged {self._method} data ({error})") from error
+        self._refuse_more(self._decoder.unused_data or b"")
+
+    def _refuse_more(self, data: bytes) -> None:
+        """AOSP's decoders take bytes after the end, in the same block too, for an error."""
+        if data:
+            raise CompressedDataError(f"{len(data)} bytes after the end of the {self._method} data")
 
     def require_end(self) -> None:
         """CompressedDataError if the data are incomplete."""
@@ -95,6 +105,7 @@ class _BrotliDecoder:
         self._raw = brotli.Decompressor()
         self.eof = False
         self.needs_input = True
+        self.unused_data = b""  # brotli refuses more data itself
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         piece = cast("bytes", self._raw.process(data, output_buffer_limit=max_length))

@@ -82,8 +82,11 @@ def test_damaged_cut_and_too_much_data_is_refused(method: Method) -> None:
         decompressor.require_end()
     list(decompressor.pieces(raw[-1:]))
     decompressor.require_end()
+    assert not list(decompressor.pieces(b""))
     with pytest.raises(CompressedDataError, match="after the end"):
         list(decompressor.pieces(b"more"))
+    with pytest.raises(CompressedDataError, match="damaged" if method == "brotli" else "4 bytes after the end"):
+        list(Decompressor(method).pieces(raw + b"more"))
 
 
 def test_only_methods_with_a_library_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ A function may raise a ToolkitError, and nothing else.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,13 +17,15 @@ from device_harness.adb.server import parse_devices
 from device_harness.adb.shell import run_shell
 from device_harness.adb.sync import SyncSession
 from device_harness.adb.wire import EXIT, HEADER_BYTES, STDOUT, pack_header, pack_shell, pack_sync
-from device_harness.bench.sampler import parse_samples
+from device_harness.bench.sampler import parse_readings, parse_samples
 from device_harness.flash.probe import parse_probe
-from device_harness.parsers import android, delegates
+from device_harness.parsers import android, cpu, delegates, power
+from device_harness.parsers.perfetto import parse_power_rails
 from device_harness.push.remote import parse_df
 from device_harness.push.scripts import parse_digests
 from device_harness.runners.benchmark_model.parser import parse_benchmark_model
 from device_harness.runners.litert_lm.parser import parse_benchmark_info, parse_peak_memory
+from device_harness.runners.native import parser as native
 from device_harness.runners.python_child import read_child, read_nodes
 from fuzz.checkpoint_targets import CHECKPOINT_TARGETS
 from fuzz.target import EXAMPLE, MOST_SEED_BYTES, REPOSITORY, Target, beginnings, of_file, scratch
@@ -135,10 +137,19 @@ _PARSERS: tuple[Callable[[str], object], ...] = (
     android.parse_battery, android.parse_cpus, android.parse_light_thresholds, android.parse_properties,
     android.parse_screen, android.parse_setting, android.parse_thermal, delegates.parse_delegates, parse_samples,
     parse_benchmark_model, parse_benchmark_info, parse_peak_memory, read_child, read_nodes, parse_devices,
-    procfs.parse_status, procfs.parse_smaps, procfs.parse_smaps_rollup,
+    procfs.parse_status, procfs.parse_smaps, procfs.parse_smaps_rollup, parse_readings, power.parse_energy_meter,
+    power.parse_listed_rails, power.parse_battery_service,
     lambda text: parse_df(text, "x"), lambda text: parse_probe(text, "x"),
-    lambda text: list(parse_digests(text.split("\n"))),
+    lambda text: list(parse_digests(text.split("\n"))), lambda text: native.read_native(text, 8, 8),
+    lambda text: native.read_profile(text, 8, ()), lambda text: native.read_gpu_nodes(text, 8, ()),
+    lambda text: native.read_failure(text, 1, backend="cpu"),
 )  # fmt: skip
+_FILE_PARSERS: tuple[Callable[[Mapping[str, tuple[str, ...]]], object], ...] = (
+    power.parse_rails, cpu.parse_clusters, cpu.parse_frequencies, cpu.parse_cpu_ticks,
+    lambda files: cpu.parse_threads(files, 7),
+    lambda files: [power.parse_supply(files, folder) for folder in power.battery_folders(files)],
+)  # fmt: skip
+"""What reads the files that `grep` prints with their paths."""
 
 
 def _output(data: bytes) -> None:
@@ -146,10 +157,65 @@ def _output(data: bytes) -> None:
     for parse in _PARSERS:
         with contextlib.suppress(ToolkitError):
             parse(text)
+    files = power.parse_files(text)
+    for read in _FILE_PARSERS:
+        read(files)
 
 
-def _recorded(folder: str = "device") -> Iterable[Path]:
-    return sorted(path for path in (RECORDED / folder).rglob("*") if path.is_file())
+_POLICY, _METER = "/sys/devices/system/cpu/cpufreq/policy4", "/sys/bus/iio/devices/iio:device0/energy_value"
+_SUPPLY = "/sys/class/power_supply/battery"
+_FILES = f"""{_METER}:t=349894
+{_METER}:CH0(T=349894)[S10M_VDD_TPU], 5578756
+{_SUPPLY}/type:Battery
+{_SUPPLY}/status:Discharging
+{_SUPPLY}/voltage_now:3763750
+{_SUPPLY}/current_now:-109375
+{_SUPPLY}/charge_counter:1018000
+{_POLICY}/related_cpus:4 5
+{_POLICY}/scaling_cur_freq:2400000
+/proc/stat:cpu1 5 0 2 100 3 0 1 0 0 0
+/proc/7/task/8/stat:8 (x) S 1 7 7 0 -1 0 4 0 1 0 5 3 0 0 20 0 1 0 9 1000 50 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 4 0
+"""
+_METER_DUMP = """PowerStatsService dumpsys: available Channels
+ChannelId: 0, ChannelName: S10M_VDD_TPU, ChannelSubsystem: TPU
+============= PowerStats HAL 2.0 energy meter ==============
+       [S2M_VDD_CPUCL2]:CPU(BIG)         30203.50 mWs
+"""
+_SAMPLE = f"""@@ sample
+17.25 55.00
+7 (x) S 1 7 7 0 -1 0 4 0 1 0 5 3 0 0 20 0 1 0 9 1000 50
+Name:\tx
+Pid:\t7
+VmRSS:\t  500 kB
+rchar: 10
+read_bytes: 4096
+@@ files
+{_FILES}@@ meter
+{_METER_DUMP}@@ end
+"""
+_ANSWERS = "".join(
+    f'{{"ok": "{name}", "seconds": 0.5, "uptime_s": 9.5, "faults": {{"minor": 4}}, "summary": "x"}}\n'
+    for name in native.COMMANDS
+)
+
+
+def _output_seeds() -> list[bytes]:
+    return [*beginnings(*_recorded()), *(text.encode() for text in (_FILES, _METER_DUMP, _SAMPLE, _ANSWERS))]
+
+
+def _message(field: int, content: bytes) -> bytes:
+    """A field of a protobuf message whose content is shorter than 128 bytes."""
+    return bytes([field << 3 & 0x7F | 0x82, field >> 4, len(content)]) + content
+
+
+def _traces() -> list[bytes]:
+    """A Perfetto trace that describes a power rail and reads it once."""
+    described, read = b"\x08\x00" + _message(2, b"S10M_VDD_TPU"), b"\x08\x00\x10\x96\x01\x18\x96\x01"
+    return [_message(1, _message(40, _message(1, described) + _message(2, read)))]
+
+
+def _recorded() -> Iterable[Path]:
+    return sorted(path for path in (RECORDED / "device").rglob("*") if path.is_file())
 
 
 def _graphs() -> list[bytes]:
@@ -188,7 +254,8 @@ TARGETS = (
         lambda: beginnings(small_bundle() / "ple_00000.bin"),
     ),
     Target("adb", _adb, _adb_seeds),
-    Target("output", _output, lambda: beginnings(*_recorded())),
+    Target("output", _output, _output_seeds),
+    Target("trace", parse_power_rails, _traces),
     Target("results", of_file("r.jsonl", read_results), _shortest_record),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from paths import REPOSITORY
 
 from fuzz.mutate import mutants
+from fuzz.native_targets import NATIVE_TARGETS
 from fuzz.target import CORPUS, Target
 from fuzz.targets import TARGETS
 
@@ -38,6 +40,20 @@ def test_many_mutants_are_read_or_refused(target: Target) -> None:
 def test_what_was_found_once_stays_mended(target: Target) -> None:
     for path in sorted((CORPUS / target.name).glob("*")):
         target.run(path.read_bytes())
+
+
+def test_every_parser_of_a_device_s_output_belongs_to_a_target() -> None:
+    targets = (REPOSITORY / "fuzz" / "targets.py").read_text(encoding="utf-8")
+    sources = (path.read_text(encoding="utf-8") for path in (REPOSITORY / "device_harness/parsers").glob("*.py"))
+    parsers = {name for source in sources for name in re.findall(r"^def (parse_\w+)", source, re.MULTILINE)}
+    assert len(parsers) > 15 and {name for name in parsers if not re.search(rf"\b{name}\b", targets)} == set()
+
+
+def test_the_document_has_a_row_for_each_target_with_its_number_of_mutants() -> None:
+    page = (REPOSITORY / "docs" / "fuzzing.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w-]+) \| .* \| ([\d,]*) \| [^|]* \| \d+ \|$", page, re.MULTILINE))
+    wanted = {target.name: f"{FEW.get(target.name, 1000):,}" for target in TARGETS}
+    assert rows == wanted | {native.name: "" for native in NATIVE_TARGETS}
 
 
 def test_mutants_are_the_same_every_time_and_differ_from_their_seed() -> None:

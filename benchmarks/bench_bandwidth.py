@@ -138,7 +138,7 @@ def measured(outcome: Outcome, bandwidths: tuple[float, float]) -> Measured:
         runs,
         {"filled": str(contender.context), "steps": str(contender.request.decode)},
         threads=contender.request.threads,
-        context=contender.context,
+        context=Bundle(contender.request.bundle).manifest.text.context,
     )
 
 

@@ -37,7 +37,7 @@ from toolkit.report.tables import markdown
 from toolkit.results.figures import FigureName, known_figure
 from toolkit.results.record import Figures
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.session import Session, SessionSettings
+from toolkit.runtime.session import Session, SessionSettings, default_threads
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
 CONTEXT = 512
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 made = figures(found, search, seconds, output)
                 model = model_record(output, "tiny Gemma 3n", quantization=recipe)
                 conditions = {"recipe": recipe, "weights": how, "tokens": str(options.tokens)}
-                recorder.append(options.output, Measured(model, TESTS, [made], conditions, threads=2))
+                recorder.append(options.output, Measured(model, TESTS, [made], conditions, threads=default_threads()))
                 rows.append(
                     [
                         recipe,

@@ -1,7 +1,8 @@
 """Measures time and peak memory of a conversion, and of the official exporter's on the same checkpoint in the same run.
 
 Every conversion is a separate process, measured by the kernel from its start to its end; the checkpoint is in the page
-cache. With --peer-python PATH, a Python that has litert-torch, the peer takes turns with ours.
+cache, and no earlier run has left packed weights for the quality gate. With --peer-python PATH, a Python that has
+litert-torch, the peer takes turns with ours.
 """
 
 from __future__ import annotations
@@ -88,8 +89,10 @@ def measure(all_contenders: Sequence[Contender], scratch: Path, keep: Path | Non
         for number, outcome in enumerate(outcomes):
             if turn >= outcome.contender.repeats:
                 continue
-            output = scratch / "output"
-            run = run_child((*outcome.contender.command, str(output)), scratch / "log.txt")
+            output, cache = scratch / "output", scratch / "cache"
+            command = (*outcome.contender.command, str(output))
+            run = run_child(command, scratch / "log.txt", {"GEMMA_EDGE_CACHE": str(cache.absolute())})
+            shutil.rmtree(cache, ignore_errors=True)
             outcome.runs.append(run)
             outcomes[number] = Outcome(outcome.contender, outcome.runs, tree_bytes(output))
             contender = outcome.contender

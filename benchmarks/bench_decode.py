@@ -28,6 +28,7 @@ from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, 
 from benchmarks.session_run import SessionRequest, SessionRun, run_child
 from toolkit.base.processors import usable_processors
 from toolkit.bundle.footprint import footprints
+from toolkit.litertlm.reader import read_litertlm
 from toolkit.report.tables import markdown
 from toolkit.results.figures import FigureName
 from toolkit.results.record import Figures
@@ -71,6 +72,12 @@ class Entrant:
             return None
         manifest = Bundle(self.path).manifest
         return footprints(self.path, manifest)[manifest.default_size].weight_bytes
+
+    def context(self, load: Load) -> int | None:
+        """The positions of its KV caches: its own, which a .litertlm of another program may not say, or the load's."""
+        if self.path.is_dir():
+            return Bundle(self.path).manifest.text.context
+        return read_litertlm(self.path).context if self.path.suffix == ".litertlm" else load.context
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,7 @@ def _from_session(run: SessionRun, load: Load) -> EngineRun:
     assert run.prefill_tokens_per_s is not None, "no prompt is shorter than a token"
     return EngineRun(
         init_seconds=run.load_seconds,
-        time_to_first_token_seconds=load.prefill / run.prefill_tokens_per_s + run.decode_step_ms / 1e3,
+        time_to_first_token_seconds=load.prefill / run.prefill_tokens_per_s + run.first_step_ms / 1e3,
         prefill_tokens=load.prefill,
         prefill_tokens_per_s=run.prefill_tokens_per_s,
         decode_tokens=load.decode,
@@ -167,7 +174,7 @@ def measured(outcome: Outcome, load: Load) -> Measured:
         runs,
         {"system": entrant.system, "runtime": entrant.runtime.name, "prompt": str(load.prefill)},
         threads=load.threads,
-        context=load.context,
+        context=entrant.context(load),
     )
 
 

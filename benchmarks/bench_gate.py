@@ -1,8 +1,9 @@
 """Measures the cost of the comparisons at the end of `convert`: that of predictions (the gate), and that of prompts.
 
-Each is a separate process. Predictions are judged as in `convert`, for the bundle's default size. Prompts are those of
-every conversation; `--tokenizer` names another tokenizer.json than the checkpoint's, such as that of the published
-models. The time of loading the tokenizer is listed separately, because `convert` loads it in any case:
+Each is a separate process. Predictions are judged as in `convert`, for the bundle's default size, with weights that are
+packed for it, whatever earlier runs have left in the user's cache. Prompts are those of every conversation;
+`--tokenizer` names another tokenizer.json than the checkpoint's, such as that of the published models. The time of
+loading the tokenizer is listed separately, because `convert` loads it in any case:
 
   python -m benchmarks.bench_gate e2b E2B --tokenizer tokenizer.json
 """
@@ -136,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with TemporaryDirectory(prefix="bench_gate.") as scratch:
         for gate in options.gate or ("prompts", "weights"):
             step = [gate, options.bundle, options.checkpoint, details[gate]]
-            usage, (seconds, cpu_seconds, load_seconds) = run_step("bench_gate", step, Path(scratch) / "log.txt")
+            log, environment = Path(scratch) / "log.txt", {"GEMMA_EDGE_CACHE": str(Path(scratch).absolute())}
+            usage, (seconds, cpu_seconds, load_seconds) = run_step("bench_gate", step, log, environment)
             outcomes.append(Outcome(gate, seconds, cpu_seconds, load_seconds, usage))
             named = conditions(gate, options.tokens, options.tokenizer)
             recorder.append(options.output, measured(outcomes[-1], options.bundle, options.bundle.name, named))

@@ -33,6 +33,7 @@ from toolkit.results.figures import FigureName, known_figure
 from toolkit.results.record import Figures
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, TowerName, read_image, read_sound
+from toolkit.runtime.session import default_threads
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
 sys.path.insert(0, str(EXAMPLE))  # the example's scripts import each other by bare names
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 model = model_record(output, "tiny Gemma 3n", quantization=dtype)
                 conditions = {"towers": dtype, "weights": how}
                 conditions |= {"media": str(options.calibrate), "judged": str(options.count)}
-                recorder.append(options.output, Measured(model, TESTS, [made], conditions, threads=2))
+                recorder.append(options.output, Measured(model, TESTS, [made], conditions, threads=default_threads()))
                 rows.append([f"{dtype}: {how}", f"{made['output_bytes'] / 1e6:.2f}", *cells(made)])
                 print(*rows[-1], sep=" | ", flush=True)
     print(markdown(["towers", "MB", *(f"{name}: {what}" for name in TESTS for what in ("error", "right"))], rows))

@@ -82,8 +82,8 @@ class Outcome:
 
 def write_layer_major(shards: Sequence[Path], layout: PleLayout, path: Path) -> None:
     """Write the same codes and scales as uint8[layers, vocabulary, bytes of one layer]."""
-    width = layout.width * layout.bits // 8
-    table = np.memmap(path, np.uint8, "w+", shape=(layout.layers, layout.vocab_size, width + 2))
+    width, scale = layout.width * layout.bits // 8, layout.scale_bytes // layout.layers
+    table = np.memmap(path, np.uint8, "w+", shape=(layout.layers, layout.vocab_size, width + scale))
     for shard in shards:
         header = read_header(shard)
         span = slice(header.first_token, header.first_token + header.row_count)
@@ -91,7 +91,8 @@ def write_layer_major(shards: Sequence[Path], layout: PleLayout, path: Path) -> 
         end = layout.code_bytes + layout.scale_bytes
         for layer in range(layout.layers):
             table[layer, span, :width] = rows[:, layer * width : (layer + 1) * width]
-            table[layer, span, width:] = rows[:, layout.code_bytes : end].reshape(-1, layout.layers, 2)[:, layer]
+            scales = rows[:, layout.code_bytes : end].reshape(header.row_count, layout.layers, scale)
+            table[layer, span, width:] = scales[:, layer]
     table.flush()
 
 
@@ -116,10 +117,10 @@ def opened(way: Way, bundle: Bundle, layer_major: Path) -> Iterator[Lookup]:
 
 def _gather(table: NDArray[np.uint8], ids: NDArray[np.int32], layout: PleLayout) -> NDArray[np.float32]:
     """Join the pieces of all layers to the form of one of our rows."""
-    pieces = table[:, ids[0]]
+    pieces, width = table[:, ids[0]], layout.width * layout.bits // 8
     row = np.empty((1, layout.code_bytes + layout.scale_bytes), np.uint8)
-    row[0, : layout.code_bytes] = pieces[:, :-2].reshape(-1)
-    row[0, layout.code_bytes :] = pieces[:, -2:].reshape(-1)
+    row[0, : layout.code_bytes] = pieces[:, :width].reshape(-1)
+    row[0, layout.code_bytes :] = pieces[:, width:].reshape(-1)
     values = unpack_rows(row, layout)
     values *= np.float32(np.sqrt(layout.width))
     return values
@@ -179,7 +180,7 @@ def measured(outcome: Outcome, model: ModelRecord, steps_ms: Sequence[float], to
 
 
 def _figures(one: Pass, step_ms: float) -> Figures:
-    """The figures of a pass, and of the decode step of the same round."""
+    """The figures of a pass, and one of the decode steps, which were measured before all passes."""
     return {
         "lookup_latency_p50_s": one.median_us * 1e-6,
         "lookup_latency_p99_s": one.p99_us * 1e-6,

@@ -139,9 +139,11 @@ def convert_command(checkpoint: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "gemma_edge", "--no-progress", "convert", str(checkpoint), "--no-verify", *options]
 
 
-def run_step(module: str, step: Sequence[object], log: Path) -> tuple[ChildUsage, list[float]]:
+def run_step(
+    module: str, step: Sequence[object], log: Path, environment: Mapping[str, str] | None = None
+) -> tuple[ChildUsage, list[float]]:
     """Run `python -m benchmarks.MODULE --child STEP...`; the last list in its output is what the step returned."""
-    usage = run_child([sys.executable, "-m", f"benchmarks.{module}", "--child", *map(str, step)], log)
+    usage = run_child([sys.executable, "-m", f"benchmarks.{module}", "--child", *map(str, step)], log, environment)
     lines = log.read_text(encoding="utf-8").splitlines()
     return usage, json.loads(next(line for line in reversed(lines) if line.startswith("[")))
 

@@ -60,6 +60,8 @@ class SessionRun:
     size: str
     load_seconds: float
     prefill_tokens_per_s: float | None
+    first_step_ms: float
+    """The first step after the prompt, which prepares its signature."""
     decode_step_ms: float
     """Median over the steps."""
     decode_tokens_per_s: float
@@ -115,6 +117,7 @@ def run_session(request: SessionRequest) -> SessionRun:
             size=session.size,
             load_seconds=loaded - started,
             prefill_tokens_per_s=request.prompt / prefilled if request.prompt else None,
+            first_step_ms=steps[0] * 1e3,
             decode_step_ms=statistics.median(steps) * 1e3,
             decode_tokens_per_s=len(steps) / sum(steps),
             peaks=peaks.stages,

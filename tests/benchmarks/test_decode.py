@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_decode import OURS, SESSION, Entrant, Outcome, Runtime, main, table
+from benchmarks.bench_decode import LLAMA, OURS, SESSION, Entrant, Load, Outcome, Runtime, main, table
 from benchmarks.engine_run import EngineRun, RunOptions
 from benchmarks.native_run import read_run
 from toolkit.base.errors import EnvironmentFault
+from toolkit.bundle.manifest_json import read_manifest
 
 ENGINE = Runtime("LiteRT-LM", "engine_run")
 
@@ -47,5 +48,16 @@ def test_a_baseline_that_nothing_has_is_wrong_use(tmp_path: Path, capsys: pytest
 
 def test_a_program_that_stops_early_is_an_error() -> None:
     options = RunOptions(128, 16, 2, 4096, Path())
-    with pytest.raises(EnvironmentFault, match="found the answers start, wanted start, open, prefill, decode, stats"):
+    with pytest.raises(
+        EnvironmentFault, match="found the answers start, wanted start, open, prefill, decode, decode, stats"
+    ):
         read_run('INFO: a log\n{"ok": "start"}\n', options)
+
+
+def test_a_record_has_the_context_of_the_bundle_and_for_llama_cpp_the_one_that_was_asked_for(
+    random_bundle: Path, tmp_path: Path
+) -> None:
+    load = Load(prefill=8, decode=8, threads=1, context=4096, repeats=1)
+    bundle = Entrant(OURS, SESSION, "int8", random_bundle)
+    assert bundle.context(load) == read_manifest(random_bundle).text.context != load.context
+    assert Entrant(LLAMA, Runtime("llama.cpp", "llama_run"), "int8", tmp_path / "Q8_0.gguf").context(load) == 4096

@@ -1,7 +1,7 @@
 """The project's tasks: `nox` runs lint, types and quick; `nox -l` lists all; words after `--` go to the program.
 
 They make no environments: each runs in the one that nox is installed in (`pip install -e '.[dev]'`, and for test and
-full `'.[test]'`; see README.md).
+full `'.[test]'`; see README.md). Those of tests end with a list of what was skipped, and why (`-rs`).
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def types(session: nox.Session) -> None:
 @nox.session
 def quick(session: nox.Session) -> None:
     """Two minutes on two cores, without torch, LiteRT-LM or a C compiler: after every change."""
-    python_module(session, "pytest", "-n", "2", "-m", "not (slow or full or reference or lm)", *session.posargs)
+    python_module(session, "pytest", "-rs", "-n", "2", "-m", "not (slow or full or reference or lm)", *session.posargs)
 
 
 @nox.session
 def test(session: nox.Session) -> None:
     """Every test except those marked full, with coverage: what CI runs."""
-    words = ["-n", "2", "--dist", "loadfile", "--cov", "--cov-report=term", "--durations=40"]
+    words = ["-rs", "-n", "2", "--dist", "loadfile", "--cov", "--cov-report=term", "--durations=40"]
     python_module(session, "pytest", *words, *session.posargs)
 
 
 @nox.session
 def full(session: nox.Session) -> None:
     """Every test there is: before an issue is called resolved."""
-    python_module(session, "pytest", "-n", "2", "--dist", "loadfile", "-m", "", *session.posargs)
+    python_module(session, "pytest", "-rs", "-n", "2", "--dist", "loadfile", "-m", "", *session.posargs)
 
 
 @nox.session

@@ -92,6 +92,8 @@ def _of_record(
     machine = " ".join(str(part) for part in (device.model, device.cpus, device.memory_bytes, device.kernel))
     named = {"model": model.name, "size": model.size or "", "quantization": model.quantization or ""}
     conditions = {**named, "start": record.start, **(record.script.conditions if record.script is not None else {})}
+    for name, number in (("threads", record.threads), ("context", record.context)):
+        conditions |= {} if number is None else {name: f"{name} {number}"}
     for figure in dict.fromkeys(name for item in record.iterations for name in item.figures):
         if _is_rate(figure):
             values = tuple(item.figures[figure] for item in record.iterations if figure in item.figures)

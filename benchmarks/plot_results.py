@@ -103,8 +103,12 @@ def ple(results: Path, start: str) -> StackedBars | None:
 
 
 def decode(results: Path) -> StackedBars | None:
-    """The rates of all systems and engines, with bars together for each model and recipe, the fastest first."""
-    points = latest(results, "decode", "bytes", "quantization", "system", "runtime")
+    """The rates of all systems and engines, with bars together for each model and recipe, the fastest first.
+
+    Labels have the length of the prompt where it differs.
+    """
+    points = latest(results, "decode", "bytes", "quantization", "system", "runtime", "prompt")
+    has_prompts = len({point.facts.get("prompt") for point in points}) > 1
     points.sort(key=lambda point: (*_model_and_recipe(point), -point.figures["decode_tokens_per_s"]))
     bars: list[Bar] = []
     before: tuple[bool, str] | None = None
@@ -112,6 +116,7 @@ def decode(results: Path) -> StackedBars | None:
         facts, group = point.facts, _model_and_recipe(point)
         where = "" if facts["runtime"] == facts["system"] else f" in {facts['runtime']}"
         label = f"{facts['quantization']} ({_size(point)}), {facts['system']}{where}"
+        label += f" after {int(facts['prompt']):,}" if has_prompts else ""
         new = before is not None and group != before
         bars.append(_bar(label, "decode", point.figures["decode_tokens_per_s"], new=new))
         before = group

@@ -128,7 +128,7 @@ def samples(weights: Weights, size: Size, work: Path, tokenizer: Tokenizer) -> l
 
 
 def held_out_text(chapters: list[data.Chapter]) -> str:
-    """The built-in text of `verify`: Ruth 1 and Jonah 2 of both translations."""
+    """The text of eval.txt: Ruth 1 and Jonah 2 of both translations."""
     wanted = (("Ruth", 1), ("Jonah", 2))
     return "".join(data.document(chapter) for chapter in chapters if (chapter.book, chapter.number) in wanted)
 

@@ -48,6 +48,11 @@ def test_other_machines_and_conditions_are_other_histories(tmp_path: Path) -> No
     assert "no difference shown" in history.history_table(found)
 
 
+def test_runs_with_other_threads_are_another_history(tmp_path: Path) -> None:
+    one, other = measured("a", SLOW), dataclasses.replace(measured("b", FAST), threads=1)
+    assert one.threads != 1 and histories(tmp_path, one, other) == []
+
+
 def test_few_values_have_a_change_and_no_verdict(tmp_path: Path) -> None:
     found = histories(tmp_path, measured("a", [10.0]), measured("b", [12.0]))
     line = history.history_table(found).splitlines()[-1]

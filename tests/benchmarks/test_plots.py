@@ -62,6 +62,16 @@ def test_records_of_another_commit_or_machine_are_not_drawn_beside_the_last(tmp_
     assert [bar.label for bar in plot.bars] == ["memory, read by NumPy", "e2b at 4,096"]
 
 
+def test_rates_after_prompts_of_two_lengths_are_two_bars(tmp_path: Path) -> None:
+    for prompts, wanted in ((["512"], ""), (["512", "3840"], " after 512")):
+        scripts = [ScriptRecord("b", {"system": "ours", "runtime": "ours", "prompt": words}, {}) for words in prompts]
+        write(tmp_path / "decode.jsonl", [changed({"decode_tokens_per_s": 9.0}, script) for script in scripts])
+        plot = plot_results.decode(tmp_path)
+        assert plot is not None and len(plot.bars) == len(prompts)
+        assert plot.bars[0].label.partition("ours")[2] == wanted
+        (tmp_path / "decode.jsonl").unlink()
+
+
 @pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "bandwidth.jsonl", [bandwidth(512, 1e9), bandwidth(4096, 3e9)])

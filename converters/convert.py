@@ -242,11 +242,11 @@ def _calibrated(
     def convert_mix(mix: Mix) -> tuple[_Prepared, float | None]:
         known = kept.of(mix)
         if known is not None and known > budget.amount:
-            return prepared, known  # an interrupted run has tried it
+            return prepared, known  # an interrupted run has tried it; one within the budget is not judged again
         recipe = mixed_recipe(prepared.request.recipes["text"], mix, budget)
         chosen = replace(prepared.request, recipes={**prepared.request.recipes, "text": recipe})
         plan = _with_prompts(checkpoint.plan(chosen), prepared.prompt_files, checkpoint)
-        found = calibration.round(plan, slices, checkpoint, lock_for(chosen), judged)
+        found = calibration.round(plan, slices, checkpoint, lock_for(chosen), judged if known is None else ())
         if found.divergence is not None:
             kept.keep(mix, found.divergence)
         return replace(prepared, request=chosen, plan=found.plan), found.divergence

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,7 @@ def judge(
     judged = sum(judged_in(len(sequence)) for sequence in sequences)
     if judged < tokens:
         _log.warning("the text has %d predictions to judge, fewer than the %d wanted", judged, tokens)
+    bounds = bounds_of(bundle)
     reports: dict[str, SizeReport] = {}
     with Session(bundle, settings) as session:
         for name in manifest.sizes if sizes is None else sizes:
@@ -93,7 +94,7 @@ def judge(
             model = checkpoint.reference(Slice(name, size.layers, size.ffn_sizes))
             told = _percent(progress, name, "bundle")
             text_ids = manifest.text.text_ids
-            reports[name] = verify(session, model, sequences, bounds_of(bundle, size), text_ids=text_ids, progress=told)
+            reports[name] = verify(session, model, sequences, bounds[name], text_ids=text_ids, progress=told)
     predicted = [sequence[-judged_in(len(sequence)) :] for sequence in sequences]
     return VerifyReport(reports, passages=tuple(Passage(_readable(tokenizer, part), len(part)) for part in predicted))
 
@@ -150,14 +151,17 @@ def _percent(progress: StageProgress | None, name: str, second: str) -> Callable
     return lambda half, done, of: tell(50 * (half == second) + 50 * done // of, 100)
 
 
-def bounds_of(bundle: Bundle, size: SizeRecord) -> Thresholds:
-    """The bounds for the predictions of a size, by the types of the weights that it reads, both embedding tables' too.
+def bounds_of(bundle: Bundle) -> Mapping[str, Thresholds]:
+    """The bounds for the predictions of each size, by the types of the weights that it reads, embedding tables too.
 
     Not by the recipe: it may have rules that no weight follows.
     """
     decoder, embedder = (read_tflite(bundle.path / name).model for name in (TEXT_DECODER, EMBEDDER))
-    counts = read_types(decoder, size.decode)
-    codes = {name: count for name, count in counts.items() if element_of(name).quantised}
-    shares: dict[str, float] = {name: count / sum(codes.values()) for name, count in codes.items()}
-    table = read_header(bundle.path / shard_name(0)).layout.element.name
-    return thresholds_for({*counts, *read_types(embedder, *embedder.signatures), table}, shares)
+    tables = {*read_types(embedder, *embedder.signatures), read_header(bundle.path / shard_name(0)).layout.element.name}
+
+    def bounds(size: SizeRecord) -> Thresholds:
+        counts = read_types(decoder, size.decode)
+        codes = {name: count for name, count in counts.items() if element_of(name).quantised}
+        return thresholds_for({*counts, *tables}, {name: count / sum(codes.values()) for name, count in codes.items()})
+
+    return {name: bounds(size) for name, size in bundle.manifest.sizes.items()}

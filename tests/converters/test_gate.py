@@ -62,6 +62,6 @@ def test_the_types_of_the_weights_set_the_bounds_and_not_the_rules(
     quant = {role: replace(item, rules=(coarse, *item.rules)) for role, item in manifest.quant.items()}
     (path / MANIFEST_NAME).write_bytes(dump_manifest(replace(manifest, quant=quant)))
     bundle, floats = Bundle(path), Bundle(random_bundle)
-    assert bounds_of(bundle, bundle.manifest.size()) == THRESHOLDS["int8"]
-    assert bounds_of(floats, floats.manifest.size()) == THRESHOLDS["f32"]
+    assert bounds_of(bundle) == {bundle.manifest.default_size: THRESHOLDS["int8"]}
+    assert bounds_of(floats) == {"full": THRESHOLDS["f32"], "small": THRESHOLDS["f32"]}
     assert [tower_type(bundle, group) for group in TOWERS] == ["int8", "int8"]

@@ -195,8 +195,15 @@ def test_an_interrupted_second_mix_goes_on_where_it_was(
     def look(done: int, total: int) -> None:
         assert {path: path.stat().st_mtime_ns for path in before} == before, "what was rounded is not rounded again"
 
-    convert(wanted, families=FAMILIES, gate=None, calibration_progress=look)
+    def write(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("converters.convert.write_bundle", write)
+        convert(wanted, families=FAMILIES, gate=None, calibration_progress=look)
     assert judged == [0.12, 0.05]
+    convert(wanted, families=FAMILIES, gate=None)
+    assert judged == [0.12, 0.05], "what was judged is not judged again"
 
 
 def test_bytes_that_cannot_be_reached_are_refused_before_anything_is_measured(

@@ -377,11 +377,12 @@ DISK_FULL = """
 import sys
 from pathlib import Path
 import converters.convert as convert
+import converters.prepare as prepare
 from toolkit.base.errors import EnvironmentFault
 
 checkpoint, disk = Path(sys.argv[1]), Path(sys.argv[2])
 # As if another program had taken the space since it was looked at.
-convert.require_room = lambda *_: None
+prepare.require_room = lambda *_: None
 request = convert.ConvertRequest(
     checkpoint, disk / "bundle", {"text": "f32"}, groups=("text",), context=256
 )

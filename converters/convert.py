@@ -152,7 +152,8 @@ def _convert(
     output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
     output.require()
     restore_text(output.path)
-    _checkpoint_record(checkpoint, request.described_as)  # refused now, instead of after the work
+    if request.described_as is not None:
+        _checkpoint_record(checkpoint, request.described_as)  # refused now, instead of after the work
     prepared, text = prepare(request, checkpoint), None
     towers = None
     if prepared.media is not None:

@@ -43,6 +43,8 @@ class BenchRequest:
     size: str | None = None
     """One of a bundle's sizes; None: its default."""
     workload: Workload = field(default_factory=Workload)
+    lengths_given: bool = False
+    """Whether the workload's numbers of tokens were asked for, and are not the defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,9 @@ def _check_choice(spec: RunnerSpec, request: BenchRequest, runners: Sequence[Run
     if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # (a bundle is exported instead)
         found = f"a {LITERTLM}"
         raise UsageError(file=request.model, found=found, wanted=f"a bundle's directory for {spec.name}")
+    if request.lengths_given and not spec.has_lengths:
+        found = f"cannot be used with --runner {spec.name}, which has no prompt and no answer"
+        raise UsageError("-p and -n", found=found)
     known = {option.name for option in spec.options}
     given = [option for other in runners for option in other.options if request.options.get(option.name)]
     for option in given:

@@ -22,13 +22,16 @@ if TYPE_CHECKING:  # child processes import this module too, and the memory of t
     from device_harness.push.source import PushSource
     from toolkit.bundle.manifest import Manifest
 
+PROMPT_TOKENS, GENERATED_TOKENS = 512, 128
+"""The default lengths of a workload."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """The workload that a runner is to measure."""
 
-    prompt_tokens: int = 512
-    generated_tokens: int = 128
+    prompt_tokens: int = PROMPT_TOKENS
+    generated_tokens: int = GENERATED_TOKENS
     start: Start = "warm"
     backend: Backend = "cpu"
     threads: int | None = None

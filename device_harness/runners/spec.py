@@ -107,6 +107,8 @@ class RunnerSpec:
     """The kinds of model for which this runner is the default."""
     default_on_phones: tuple[ModelKind, ...] = ()
     """Those for which it is the default on real devices, whatever `default_for` says of others."""
+    has_lengths: bool = True
+    """Whether it processes a prompt and generates tokens, as many as the workload says."""
     options: tuple[RunnerOption, ...] = ()
     check: Callable[[RunnerOptions, Workload], None] = _accept
     """UsageError for invalid options; called before a machine is needed."""

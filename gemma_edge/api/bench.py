@@ -30,8 +30,8 @@ def bench(
     runner: str | None = None,
     options: Mapping[str, Sequence[str]] | None = None,
     size: str | None = None,
-    prompt_tokens: int = 512,
-    generated_tokens: int = 128,
+    prompt_tokens: int | None = None,
+    generated_tokens: int | None = None,
     repetitions: int = 5,
     cold: bool = False,
     backend: Literal["cpu", "gpu", "npu"] = "cpu",
@@ -50,7 +50,8 @@ def bench(
     host: measure on this computer instead.
     runner: the runner's name; None for the default of this kind of model. options: the runner's own options, by name.
     size: one of the bundle's sizes; None for its default.
-    prompt_tokens, generated_tokens: the tokens of one iteration. repetitions: how many iterations are measured.
+    prompt_tokens, generated_tokens: the tokens of one iteration; None for 512 and 128, and for runners that have none.
+    repetitions: how many iterations are measured.
     cold: remove the runner's weight cache before each iteration.
     backend: the processor that runs the model. threads: CPU threads; None for the runner's choice.
     results: a file of JSON lines, to which each record is appended as soon as it is complete.
@@ -66,9 +67,9 @@ def bench(
     >>> record.runner, sorted(record.tests)
     ('session', ['init', 'pp8', 'pp8:first', 'tg4', 'ttft8'])
     """
-    workload = Workload(prompt_tokens, generated_tokens, "cold" if cold else "warm", backend, threads)
+    workload = Workload(start="cold" if cold else "warm", backend=backend, threads=threads)
     found = bench_records(
-        bench_request(model, runner, options, size, workload),
+        bench_request(model, runner, options, size, workload, (prompt_tokens, generated_tokens)),
         bench_settings(settings, repetitions, results, trace=trace),
         device=device,
         host=host,
@@ -86,10 +87,17 @@ def bench_request(
     options: Mapping[str, Sequence[str]] | None,
     size: str | None,
     workload: Workload,
+    lengths: tuple[int | None, int | None],
 ) -> BenchRequest:
-    """The request of `bench`'s arguments."""
+    """The request of `bench`'s arguments; `lengths`: the tokens of the prompt and of the answer, if they were given."""
     given = {name: tuple(values) for name, values in (options or {}).items()}
-    return BenchRequest(Path(model), runner, given, size, workload)
+    prompt, generated = lengths
+    workload = replace(
+        workload,
+        prompt_tokens=workload.prompt_tokens if prompt is None else prompt,
+        generated_tokens=workload.generated_tokens if generated is None else generated,
+    )
+    return BenchRequest(Path(model), runner, given, size, workload, lengths_given=lengths != (None, None))
 
 
 def bench_settings(

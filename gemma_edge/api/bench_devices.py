@@ -58,8 +58,8 @@ def bench_devices(
     runner: str | None = None,
     options: Mapping[str, Sequence[str]] | None = None,
     size: str | None = None,
-    prompt_tokens: int = 512,
-    generated_tokens: int = 128,
+    prompt_tokens: int | None = None,
+    generated_tokens: int | None = None,
     repetitions: int = 5,
     cold: bool = False,
     backend: Literal["cpu", "gpu", "npu"] = "cpu",
@@ -78,9 +78,9 @@ def bench_devices(
 
     UsageError for a wrong request, BundleError for an invalid model, both before any device is asked.
     """
-    workload = Workload(prompt_tokens, generated_tokens, "cold" if cold else "warm", backend, threads)
+    workload = Workload(start="cold" if cold else "warm", backend=backend, threads=threads)
     found = bench_each(
-        bench_request(model, runner, options, size, workload),
+        bench_request(model, runner, options, size, workload, (prompt_tokens, generated_tokens)),
         bench_settings(settings, repetitions, results, trace=trace),
         chosen_devices(devices, _log.warning),
         results=results,

@@ -14,7 +14,7 @@ from device_harness.bench.run import BenchRequest, BenchSettings
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import LOW_BATTERY_PERCENT
 from device_harness.runners import ALL
-from device_harness.runners.interface import Workload
+from device_harness.runners.interface import GENERATED_TOKENS, PROMPT_TOKENS, Workload
 from device_harness.runners.spec import RunnerOption
 from gemma_edge.api.bench import bench_records, trace_folder
 from gemma_edge.api.bench_devices import BenchFailure, bench_each
@@ -129,12 +129,14 @@ def _given_options(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is measured")
     group.add_argument(
-        "-p", "--prompt-tokens", metavar="N[,N...]", type=_counts, default=(512,),
-        help="length of the prompt in tokens (default: 512); several lengths are measured one after the other",
+        "-p", "--prompt-tokens", metavar="N[,N...]", type=_counts,
+        help=f"length of the prompt in tokens (default: {PROMPT_TOKENS}); several lengths are measured one after the "
+        "other",
     )  # fmt: skip
     group.add_argument(
-        "-n", "--generated-tokens", metavar="N[,N...]", type=_counts, default=(128,),
-        help="tokens to generate (default: 128); each of several numbers is measured with each prompt length",
+        "-n", "--generated-tokens", metavar="N[,N...]", type=_counts,
+        help=f"tokens to generate (default: {GENERATED_TOKENS}); each of several numbers is measured with each prompt "
+        "length",
     )  # fmt: skip
     group.add_argument(
         "-r", "--repetitions", metavar="N", type=positive, default=5,
@@ -295,7 +297,8 @@ def _measure_one(
 ) -> Iterator[BenchRecord | BenchFailure]:
     """Measure one device in this process, several each in a process of its own."""
     options = _given_options(arguments)
-    request = BenchRequest(arguments.model, arguments.runner, options, arguments.size, workload)
+    lengths_given = arguments.prompt_tokens is not None or arguments.generated_tokens is not None
+    request = BenchRequest(arguments.model, arguments.runner, options, arguments.size, workload, lengths_given)
     settings = _settings(arguments)
     if len(devices) > 1:
         yield from bench_each(
@@ -331,7 +334,9 @@ def _workloads(arguments: argparse.Namespace) -> list[Workload]:
             context=arguments.context,
             timeout_s=arguments.timeout,
         )
-        for prompt_tokens, generated_tokens in product(arguments.prompt_tokens, arguments.generated_tokens)
+        for prompt_tokens, generated_tokens in product(
+            arguments.prompt_tokens or (PROMPT_TOKENS,), arguments.generated_tokens or (GENERATED_TOKENS,)
+        )
     ]
 
 

@@ -28,6 +28,7 @@ SPEC = RunnerSpec(
     name="benchmark_model",
     about="Google's program for single graphs, run on each .tflite and signature of a bundle",
     takes=("bundle",),
+    has_lengths=False,
     options=(*PROGRAM_OPTIONS, _SIGNATURE),
     check=_check,
     make=_make,

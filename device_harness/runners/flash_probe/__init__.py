@@ -20,6 +20,7 @@ SPEC = RunnerSpec(
     name="flash_probe",
     about="reads per-layer embeddings from flash, as gemma-edge probe does",
     takes=("bundle",),
+    has_lengths=False,
     check=_check,
     make=_make,
 )

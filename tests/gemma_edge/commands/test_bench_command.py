@@ -272,6 +272,8 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
         (["--runner", "flash_probe", "--context", "40"], "--context: cannot be used with flash_probe"),
         (["--runner", "flash_probe", "--threads", "4"], "--threads: cannot be used with flash_probe"),
         (["--runner", "flash_probe", "--backend", "gpu"], "--backend: cannot be used with flash_probe"),
+        (["--runner", "flash_probe", "-p", "512"], "-p and -n: cannot be used with --runner flash_probe, which has no"),
+        (["--runner", "benchmark_model", "-n", "64"], "-p and -n: cannot be used with --runner benchmark_model"),
         (["--stay-awake"], "--stay-awake: found this computer"),
     ],
 )

@@ -22,6 +22,7 @@ from device_harness.bench.state import (
 from device_harness.machines.machine import Machine
 from device_harness.parsers.android import THROTTLING_SEVERITIES
 from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.base.strict_json import shorten
 from toolkit.results.record import Flag, ThermalRecord
 
 Note = Callable[[str], None]
@@ -221,7 +222,11 @@ def prepared_device(machine: Machine, *, stay_awake: bool = False, airplane_mode
             _run(machine, f"settings put global {name} {value}")
         if airplane_mode and _setting(machine, "airplane_mode_on") != "1":
             undo.append("cmd connectivity airplane-mode disable")
-            _run(machine, "cmd connectivity airplane-mode enable")
+            said = _run(machine, "cmd connectivity airplane-mode enable").strip()
+            if _setting(machine, "airplane_mode_on") != "1":  # Android before 11 has no such command, and no exit code
+                remedy = "switch it on by hand, and leave out --airplane-mode"
+                found = f"it stays off{f' ({shorten(said)})' if said else ''}"
+                raise DeviceRefusal(f"{machine.serial} airplane mode", found=found, remedy=remedy)
         yield
     finally:
         for command in reversed(undo):

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from device_harness.adb.shell import ShellResult
 from device_harness.adb.transport import DeviceRefusal, Transport
 from device_harness.bench.readiness import (
     GateWait,
@@ -214,6 +215,22 @@ def test_airplane_mode_that_was_on_stays_on(device: Emulator, machine: AdbDevice
         pass
     assert _said(machine, AIRPLANE) == "1"
     machine.shell("cmd connectivity airplane-mode disable", timeout=20)
+
+
+def test_airplane_mode_that_stays_off_is_refused(
+    device: Emulator, machine: AdbDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = machine.shell
+
+    def old_android(command: str, *, timeout: float) -> ShellResult:
+        if command.startswith("cmd connectivity"):
+            return ShellResult("No shell command implementation.\n", "", 0)
+        return run(command, timeout=timeout)
+
+    monkeypatch.setattr(machine, "shell", old_android)
+    wanted = r"airplane mode: it stays off \(No shell command implementation\.\); switch it on by hand"
+    with pytest.raises(DeviceRefusal, match=wanted), prepared_device(machine, airplane_mode=True):
+        pytest.fail("it began")
 
 
 def test_what_cannot_be_put_back_is_told_with_the_command_that_does(

@@ -130,9 +130,7 @@ class Tables:
             or np.any(positions + self.table_bytes > buffer.size)
         ):
             raise GraphError("header", found="a table outside the header")
-        last = int(self.vtable_bytes.max(initial=0)) - _FIRST_SLOT
-        if any(np.any(self._offsets(field)) for field in range(fields, last // _SLOT_BYTES)):
-            raise GraphError("header", found="a field of a later schema")
+        self._check_fields(fields)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -169,18 +167,24 @@ class Tables:
         places = np.repeat(starts, counts) + 4 * (np.arange(total) - first)
         return Tables(self._buffer, places + self._buffer.read(places, "<u4"), fields)
 
-    def check_fields(self) -> None:
-        """Raise GraphError for a field that begins outside its table, whatever its type."""
-        for field in range((int(self.vtable_bytes.max(initial=_FIRST_SLOT)) - _FIRST_SLOT) // _SLOT_BYTES):
-            offsets = self._offsets(field)
-            if np.any(offsets >= self.table_bytes) or np.any((offsets > 0) & (offsets < _TABLE_BYTES)):
-                raise GraphError("header", found="a field outside its table")
-
     def require_absent(self, what: str, *fields: int) -> None:
         """Raise GraphError if a table stores one of these fields, which our files never do."""
         for field in fields:
             if np.any(self.has(field)):
                 raise GraphError(what, found=f"field {field} of the schema, which our graphs never use")
+
+    def _check_fields(self, fields: int) -> None:
+        """Raise GraphError for a field that its type does not have, or that begins outside its table."""
+        vtables, firsts = np.unique(self.vtables, return_index=True)
+        table_bytes = self.table_bytes[firsts]  # a vtable states it
+        counts = (self.vtable_bytes[firsts] - _FIRST_SLOT) // _SLOT_BYTES
+        self._buffer.take(_SLOT_BYTES * int(counts.sum()))
+        number = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        offsets = self._buffer.u16(np.repeat(vtables + _FIRST_SLOT, counts) + _SLOT_BYTES * number)
+        if np.any(offsets[number >= fields]):
+            raise GraphError("header", found="a field of a later schema")
+        if np.any((offsets > 0) & ((offsets < _TABLE_BYTES) | (offsets >= np.repeat(table_bytes, counts)))):
+            raise GraphError("header", found="a field outside its table")
 
     def _offsets(self, field: int) -> I64:
         """The field's place in each table; 0 where it is absent."""

@@ -42,6 +42,8 @@ _GRAPHS: Mapping[str, tuple[int, ...]] = {
 """The fields of tables of options that are indices of graphs."""
 _SECOND_OPTIONS = ("StableHLOCompositeOptions", "DilateOptions", "ReduceWindowOptions", "StablehloShiftLeftOptions")
 """The tables of the second union that are read here; the others are for StableHLO operators, which LiteRT-LM lacks."""
+_SPARSITY = 6
+"""The field of a tensor that says which of its elements are stored; LiteRT trusts every number in it."""
 _OPTIONAL = -1
 """The index of a tensor that stands for an absent input."""
 
@@ -70,6 +72,7 @@ class _Model:
         self._root = self._flat.root(_ANY)
         self._graphs = self._root.children(2, _ANY)
         _, self._tensor_counts = self._flat.vectors(self._graphs.targets(0), 4)
+        self._tensor_graph = np.repeat(np.arange(len(self._tensor_counts)), self._tensor_counts)
 
     def check(self) -> None:
         version = self._root.scalars(0, "<u4")[0]
@@ -97,18 +100,41 @@ class _Model:
         self._flat.check_texts(self._graphs.targets(4))
         self._flat.check_texts(tensors.targets(3))
         _require_below("tensor", tensors.scalars(2, "<u4"), buffers)
-        numbers, _ = self._numbers(tensors, 0)
+        numbers, owner = self._numbers(tensors, 0)
         if numbers.size and numbers.min() < -1:
             raise GraphError("tensor", found=f"a dimension of {numbers.min()}")
         self._flat.vectors(tensors.targets(7), 4)
-        self._tables(tensors, 6)
-        quantized = self._tables(tensors, 4)
-        for field, width in ((0, 4), (1, 4), (2, 4), (3, 8)):
-            self._flat.vectors(quantized.targets(field), width)
-        self._tables(quantized, 5)
+        if np.any(tensors.has(_SPARSITY)):
+            raise GraphError("tensor", found="sparse elements, whose indices are not verified")
+        elements = np.ones(len(tensors))
+        np.multiply.at(elements, owner, numbers)
+        self._check_quantization(tensors, elements)
         for field in (1, 2):
             ends, graph = self._numbers(self._graphs, field)
             self._require_tensors("graph", ends, graph)
+
+    def _check_quantization(self, tensors: Tables, elements: NDArray[np.float64]) -> None:
+        there = np.flatnonzero(tensors.has(4))
+        # A table may belong to tensors of several graphs, so it is not read once for all.
+        quantized = Tables(self._flat, tensors.targets(4)[there], _ANY)
+        for field, width in ((0, 4), (1, 4), (2, 4), (3, 8)):
+            self._flat.vectors(np.unique(quantized.targets(field)), width)
+        kinds, places = quantized.scalars(4, "u1"), quantized.targets(5)
+        blocks = (places > 0) & (kinds == schema.BLOCKWISE)
+        self._check_blocks(Tables(self._flat, places[blocks], _ANY), there[blocks], elements)
+        other = Tables(self._flat, np.unique(places[(places > 0) & ~blocks]), _ANY)
+        self._flat.vectors(other.targets(0), 1)
+
+    def _check_blocks(self, tables: Tables, weights: I64, elements: NDArray[np.float64]) -> None:
+        """Check that there is a scale for each block of these tensors; `elements`: how many each tensor has."""
+        graph = self._tensor_graph[weights]
+        scales, zeros, sizes = (tables.scalars(field, "<i4") for field in range(3))
+        self._flat.vectors(np.unique(tables.targets(3)), 4)
+        for numbers in (scales, zeros):
+            self._require_tensors("quantization", numbers, graph)
+        first = np.cumsum(self._tensor_counts) - self._tensor_counts
+        if np.any(scales < 0) or np.any(elements[first[graph] + scales] * sizes < elements[weights]):
+            raise GraphError("quantization", found="fewer scales than blocks")
 
     def _check_operators(self, codes: int) -> None:
         _, counts = self._flat.vectors(self._graphs.targets(3), 4)
@@ -129,7 +155,6 @@ class _Model:
             for kind in np.unique(kinds[places > 0]).tolist():
                 name = union.get(kind, "")
                 tables = Tables(self._flat, np.unique(places[(places > 0) & (kinds == kind)]), _ANY)
-                tables.check_fields()
                 self._check_pointers(name, tables)
                 if field == 12 and name not in _SECOND_OPTIONS:
                     wanted = " or ".join(_SECOND_OPTIONS)

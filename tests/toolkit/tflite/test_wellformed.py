@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import flatbuffers
 import pytest
+from ai_edge_litert import schema_py_generated as fb
 from tflite_mutants import mutate_bytes
 
 from toolkit.base.errors import BundleError, GraphError
@@ -22,6 +26,7 @@ from toolkit.tflite.judge import judge, read_header
 from toolkit.tflite.ops import add, pad, reshape
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord
+from toolkit.tflite.schema import FILE_IDENTIFIER
 from toolkit.tflite.schema_pack import pack
 from toolkit.tflite.wellformed import require_wellformed
 from toolkit.tflite.writer import layout_tflite
@@ -101,6 +106,81 @@ def test_what_is_not_there_is_named(
 ) -> None:
     with pytest.raises(GraphError, match=words):
         verify(pack(change(model)), tmp_path)
+
+
+def blocks(**fields: int) -> Callable[[Any], object]:
+    """The first tensor, of 16 elements, in blocks of 8, whose scales are the second, of 1 element."""
+
+    def change(graph: Any) -> None:
+        details = fb.BlockwiseQuantizationT(**{"scales": 1, "zeroPoints": -1, "blockSize": 16, **fields})
+        kind = fb.QuantizationDetails.BlockwiseQuantization
+        graph.tensors[0].quantization = fb.QuantizationParametersT(detailsType=kind, details=details)
+
+    return change
+
+
+def custom(graph: Any) -> None:
+    details = fb.CustomQuantizationT(custom=[1, 2, 3])
+    kind = fb.QuantizationDetails.CustomQuantization
+    graph.tensors[0].quantization = fb.QuantizationParametersT(detailsType=kind, details=details)
+
+
+def sparse(graph: Any) -> None:
+    graph.tensors[0].sparsity = fb.SparsityParametersT(traversalOrder=[0, 1])
+
+
+def changed(model: ModelRecord, change: Callable[[Any], object]) -> bytearray:
+    theirs = fb.ModelT.InitFromPackedBuf(pack(model), 0)
+    change(theirs.subgraphs[0])
+    builder = flatbuffers.Builder(1 << 10)
+    builder.Finish(theirs.Pack(builder), file_identifier=FILE_IDENTIFIER)
+    return bytearray(builder.Output())
+
+
+@pytest.mark.parametrize("change", [blocks(), blocks(zeroPoints=1), custom], ids=["blocks", "zero points", "custom"])
+def test_quantisation_of_other_kinds_than_ours_passes(
+    change: Callable[[Any], object], model: ModelRecord, tmp_path: Path
+) -> None:
+    verify(bytes(changed(model, change)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (blocks(scales=99), "tensor 99, which does not exist"),
+        (blocks(scales=-1), "fewer scales than blocks"),
+        (blocks(scales=-2), "tensor -2"),
+        (blocks(zeroPoints=99), "tensor 99"),
+        (blocks(blockSize=0), "fewer scales than blocks"),
+        (blocks(blockSize=8), "fewer scales than blocks"),
+        (sparse, "sparse elements"),
+    ],
+)
+def test_what_quantisation_and_sparsity_refer_to_is_verified(
+    change: Callable[[Any], object], words: str, model: ModelRecord, tmp_path: Path
+) -> None:
+    """LiteRT looks such a tensor up without a check, and so it does everything that says which elements are stored."""
+    with pytest.raises(GraphError, match=words):
+        verify(bytes(changed(model, change)), tmp_path)
+
+
+def test_the_bytes_of_a_quantisation_of_ones_own_lie_within_the_file(model: ModelRecord, tmp_path: Path) -> None:
+    data = changed(model, custom)
+    table = fb.Model.GetRootAs(data, 0).Subgraphs(0).Tensors(0).Quantization().Details()
+    at = table.Pos + table.Offset(4)
+    struct.pack_into("<I", data, at + struct.unpack_from("<I", data, at)[0], 1 << 30)
+    with pytest.raises(GraphError, match="a vector that ends outside"):
+        verify(bytes(data), tmp_path)
+
+
+def test_a_field_of_any_table_begins_within_it(model: ModelRecord, tmp_path: Path) -> None:
+    data = bytearray(pack(model))
+    table = fb.Model.GetRootAs(data, 0).Subgraphs(0)._tab
+    vtable = table.Pos - struct.unpack_from("<i", data, table.Pos)[0]
+    for field in (2, 60_000):
+        struct.pack_into("<H", data, vtable + 4 + 2 * 4, field)  # the name of the graph
+        with pytest.raises(GraphError, match="a field outside its table"):
+            verify(bytes(data), tmp_path)
 
 
 def test_tables_that_are_used_over_and_over_take_no_endless_time(model: ModelRecord, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.base.layout import ceil_div
 from toolkit.tflite.graph import Options, TensorType, Value
-from toolkit.tflite.op_checks import apply, require
+from toolkit.tflite.op_checks import apply, require, require_floats
 
 Padding = Literal["same", "valid"]
 """`same`: with zeros around it, so that the output's size is the input's divided by the stride, rounded up; if their
@@ -19,6 +19,7 @@ _PADDINGS: dict[Padding, int] = {"same": 0, "valid": 1}  # Padding in schema.fbs
 
 def conv_2d(x: Value, weight: Value, bias: Value | None = None, *, stride: int = 1, padding: Padding = "same") -> Value:
     """Convolution, padded as in TensorFlow; x: f32[n, h, w, in], weight: [out, kh, kw, in], bias: f32[out]."""
+    require_floats("CONV_2D", x, weight)
     require(
         len(x.shape) == len(weight.shape) == 4 and x.shape[3] == weight.shape[3], "CONV_2D wants NHWC, OHWI", x, weight
     )
@@ -31,6 +32,7 @@ def depthwise_conv_2d(
     x: Value, weight: Value, bias: Value | None = None, *, stride: int = 1, padding: Padding = "same"
 ) -> Value:
     """Convolution of each channel with its own kernel; x: f32[n, h, w, c], weight: [1, kh, kw, c], bias: f32[c]."""
+    require_floats("DEPTHWISE_CONV_2D", x, weight)
     fits = len(x.shape) == len(weight.shape) == 4 and (weight.shape[0], weight.shape[3]) == (1, x.shape[3])
     require(fits, "DEPTHWISE_CONV_2D wants NHWC and a kernel [1, h, w, c]", x, weight)
     result = TensorType((x.shape[0], *_positions(x, weight, stride, padding), x.shape[3]))
@@ -41,6 +43,7 @@ def depthwise_conv_2d(
 
 def average_pool_2d(x: Value, size: int) -> Value:
     """The mean of each square of `size`, which must divide height and width; x: f32[n, h, w, c]; x itself for 1."""
+    require_floats("AVERAGE_POOL_2D", x)
     fits = len(x.shape) == 4 and size > 0 and x.shape[1] % size == 0 == x.shape[2] % size
     require(fits, f"AVERAGE_POOL_2D wants NHWC that squares of {size} tile", x)
     if size == 1:
@@ -79,5 +82,6 @@ def _bias(bias: Value | None, weight: Value, outputs: int) -> Value:
     """The bias, or zeros: XNNPACK and some of LiteRT's kernels require one."""
     if bias is None:
         return weight.graph.constant(np.zeros(outputs, np.float32))
+    require_floats("a bias", bias)
     require(bias.shape == (outputs,), f"a convolution with {outputs} outputs wants a bias for each", weight, bias)
     return bias

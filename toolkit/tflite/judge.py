@@ -31,7 +31,11 @@ MAX_LIVE_BYTES = 1 << 29
 """The most bytes that the values of one graph may need at once, besides inputs, outputs and weights; the vision tower
 needs 229 MB. The prefill of a long context may need more, up to this multiple of its inputs and outputs:"""
 MAX_LIVE_RATIO = 32
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
+_ADDRESS_BYTES = 8
 _MAX_INPUTS = 5
+_MOST_FIELD_BYTES = 4
+"""The widest number in a table of options of our operators."""
 _MAX_KINDS = 20_000
 """The most different operators in one file; a model of real size has a few hundred."""
 
@@ -155,7 +159,7 @@ class _File:
         change = np.zeros(count + 1)
         np.add.at(change, made_at[computed], sizes[computed])
         np.subtract.at(change, last[computed] + 1, sizes[computed])
-        live = np.cumsum(change)[:-1]
+        live = np.cumsum(change)[:-1] + self._convolution_bytes()
         ends = np.concatenate([self._ends(1), outputs])
         at_ends = np.bincount(tensors.graph[ends], tensors.bytes[ends], len(tensors.counts))
         limits = np.maximum(MAX_LIVE_BYTES, MAX_LIVE_RATIO * at_ends)[ops.graph]
@@ -163,6 +167,28 @@ class _File:
             place = int(np.argmax(live > limits))
             found, wanted = f"{live[place]:,.0f} bytes of values", f"at most {limits[place]:,.0f}"
             raise GraphError(self._place(place), found=found, wanted=wanted)
+
+    def _convolution_bytes(self) -> NDArray[np.float64]:
+        """What each operator needs besides its values: XNNPACK has an address for each product of a kernel's position
+        with one of the result."""
+        tensors, ops = self._tensors, self._ops
+        found = np.zeros(len(ops))
+        convolutions = [n for n, (builtin, _) in enumerate(self._codes) if builtin in _CONVOLUTIONS]
+        there = np.flatnonzero(np.isin(ops.codes, convolutions) & (ops.inputs[:, 1] >= 0))
+        first = tensors.first[ops.graph[there]]
+        kernels, results = ops.inputs[there, 1] + first, ops.outputs[there] + first
+        found[there] = _ADDRESS_BYTES * tensors.image_sizes(kernels) * tensors.image_sizes(results)
+        return found
+
+    def _widened(self) -> NDArray[np.bool_]:
+        """Which tensors are stored weights that a DEQUANTIZE has widened."""
+        tensors, ops = self._tensors, self._ops
+        codes = [n for n, (builtin, _) in enumerate(self._codes) if builtin == "DEQUANTIZE"]
+        there = np.flatnonzero(np.isin(ops.codes, codes) & (ops.inputs[:, 0] >= 0))
+        first = tensors.first[ops.graph[there]]
+        found = np.zeros(len(tensors.stored), bool)
+        found[ops.outputs[there] + first] = tensors.stored[ops.inputs[there, 0] + first]
+        return found
 
     def _ends(self, field: int) -> I64:
         """The tensors that are the inputs (field 1) or outputs (field 2) of the graphs."""
@@ -190,7 +216,8 @@ class _File:
     def _check_operators(self) -> None:
         """Check that each different operator is what its constructor makes."""
         ops, tensors = self._ops, self._tensors
-        kinds = np.append(tensors.kinds(), -1)  # tensor -1 stands for an absent input
+        widened = self._widened()
+        kinds = np.append(tensors.kinds(widened), -1)  # tensor -1 stands for an absent input
         places = ops.inputs + np.where(ops.inputs >= 0, tensors.first[ops.graph][:, None], 0)
         results = kinds[ops.outputs + tensors.first[ops.graph]]
         rows = np.column_stack([ops.codes, ops.options_ids(), kinds[places], results])
@@ -200,7 +227,9 @@ class _File:
         for op in sorted(firsts.tolist()):
             builtin, version = self._codes[int(ops.codes[op])]
             inputs = [
-                tensors.operand(int(place)) for place, n in zip(places[op], ops.inputs[op], strict=True) if n >= 0
+                tensors.operand(int(place), widened=bool(widened[place]))
+                for place, n in zip(places[op], ops.inputs[op], strict=True)
+                if n >= 0
             ]
             result = tensors.operand(int(ops.outputs[op] + tensors.first[ops.graph[op]]))
             with errors_about(self._place(op)):
@@ -274,7 +303,11 @@ class _Operators:
         return len(self.codes)
 
     def options_ids(self) -> I64:
-        """A number for each operator; operators with equal options have equal numbers."""
+        """A number for each operator; operators with equal numbers have equal options.
+
+        Numbers are given for the bytes that decide about a table's fields: each begins within the table, but only its
+        type says where it ends.
+        """
         there = np.flatnonzero(self.options)
         tables = Tables(self._flat, self.options[there], fields=64)
         ids: dict[tuple[int, bytes, bytes], int] = {}
@@ -289,7 +322,7 @@ class _Operators:
             strict=True,
         )
         for op, kind, vtable, vtable_bytes, table, table_bytes in spans:
-            fields = self._flat.bytes_at(table + 4, table_bytes - 4)
+            fields = self._flat.bytes_at(table + 4, table_bytes - 4 + _MOST_FIELD_BYTES - 1)
             key = (kind, self._flat.bytes_at(vtable, vtable_bytes), fields)
             found[op] = ids.setdefault(key, len(ids) + 1)
         return found

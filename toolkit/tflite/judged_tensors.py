@@ -95,17 +95,20 @@ class TensorTable:
             raise GraphError(self._name(place), found=f"{there[place]} bytes", wanted=f"{self.bytes[place]:.0f}")
         self._check_quantization()
 
-    def kinds(self) -> I64:
-        """A number for each tensor; it is equal for tensors that an operator cannot tell apart."""
+    def kinds(self, widened: NDArray[np.bool_]) -> I64:
+        """A number for each tensor; it is equal for tensors that an operator cannot tell apart.
+
+        `widened`: for each tensor, whether it is a stored float16 weight that an operator has widened to float32.
+        """
         int_constant = self._in_header & (self._types == schema.tensor_type_number("INT32"))
         constant = np.where(int_constant, self.buffer + 1, 0)
         quantized = self._quantized > 0
-        rows = np.column_stack([self._types, self._shapes, self.stored, quantized, self._behind, constant])
+        rows = np.column_stack([self._types, self._shapes, self.stored, quantized, self._behind, widened, constant])
         _, kinds = np.unique(as_keys(rows), return_inverse=True)
         return np.asarray(kinds, np.int64).ravel()
 
-    def operand(self, place: int) -> Operand:
-        """What an operator's constructor must know about a tensor."""
+    def operand(self, place: int, *, widened: bool = False) -> Operand:
+        """What an operator's constructor must know about a tensor; `widened`: as for `kinds`."""
         name = self._type_names[int(self._types[place])]
         shape = tuple(self._shapes[place][: self._ranks[place]].tolist())
         constant = None
@@ -113,7 +116,12 @@ class TensorTable:
             buffer = self.buffer[place]
             data = self._flat.bytes_at(int(self._buffers.starts[buffer]), int(self._buffers.counts[buffer]))
             constant = np.frombuffer(data, np.int32).reshape(shape)
-        return Operand(name, shape, bool(self.stored[place]), bool(self._quantized[place]), constant)
+        return Operand(name, shape, bool(self.stored[place]), bool(self._quantized[place]), widened, constant)
+
+    def image_sizes(self, places: I64) -> NDArray[np.float64]:
+        """Height times width of each tensor [n, height, width, channels]; axes that a tensor lacks count 1."""
+        sides = np.maximum(self._shapes[places, 1:3], 1).astype(np.float64)
+        return sides[:, 0] * sides[:, 1]
 
     def judged(self, graph: int, number: int) -> JudgedTensor:
         """A tensor of a graph, by its index there, as an input or output of a signature."""

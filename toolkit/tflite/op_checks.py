@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolkit.tflite.graph import Options, TensorType, Value
+from toolkit.tflite.graph import DType, Options, TensorType, Value
 
 # The lowest versions that LiteRT's kernels accept for the types of our graphs (LiteRT `register.cc`); 1 for the others.
 _VERSIONS = {
@@ -20,6 +20,11 @@ _VERSIONS = {
 def apply(builtin: str, inputs: Sequence[Value], result: TensorType, options: Options | None = None) -> Value:
     """Append an operator with one result of type `result`, and return the result."""
     return inputs[0].graph.node(builtin, inputs, [result], options, version=_VERSIONS.get(builtin, 1))[0]
+
+
+def require_floats(builtin: str, *values: Value) -> None:
+    """Raise ValueError unless all values are float32; some of LiteRT's kernels read any others as if they were."""
+    require(all(value.dtype is DType.FLOAT32 for value in values), f"{builtin} wants float32", *values)
 
 
 def require(holds: bool, what: str, *values: Value) -> None:

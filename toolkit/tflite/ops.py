@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.tflite.graph import DType, Options, TensorType, Value
-from toolkit.tflite.op_checks import apply, require
+from toolkit.tflite.op_checks import apply, require, require_floats
 
 
 def add(a: Value, b: Value) -> Value:
@@ -72,7 +72,8 @@ def greater_equal(a: Value, b: Value) -> Value:
 def logical_and(a: Value, b: Value) -> Value:
     """a and b, bool, with NumPy broadcasting."""
     require(a.dtype is DType.BOOL and b.dtype is DType.BOOL, "LOGICAL_AND wants bools", a, b)
-    return _binary("LOGICAL_AND", a, b, Options("LogicalAndOptions"))
+    result = TensorType(_broadcast("LOGICAL_AND", a, b), DType.BOOL)
+    return apply("LOGICAL_AND", [a, b], result, Options("LogicalAndOptions"))
 
 
 def select(condition: Value, then: Value, otherwise: Value) -> Value:
@@ -168,6 +169,7 @@ def reduce_max(x: Value) -> Value:
 
 def sum_rows(x: Value) -> Value:
     """Sum over the second-to-last axis, which stays with size 1."""
+    require_floats("SUM", x)
     axis = len(x.shape) - 2
     result = TensorType((*x.shape[:axis], 1, x.shape[-1]))
     return apply("SUM", [x, x.graph.ints([axis])], result, Options("ReducerOptions", (("keepDims", True),)))
@@ -175,7 +177,8 @@ def sum_rows(x: Value) -> Value:
 
 def cumsum(x: Value, axis: int) -> Value:
     """Running sum along one axis. XNNPACK has no kernel for it, so LiteRT's own, slower kernel runs."""
-    require(x.dtype is DType.FLOAT32 and 0 <= axis < len(x.shape), f"CUMSUM wants float32 with an axis {axis}", x)
+    require_floats("CUMSUM", x)
+    require(0 <= axis < len(x.shape), f"CUMSUM wants a value with an axis {axis}", x)
     return apply("CUMSUM", [x, x.graph.ints([axis])], x.type, Options("CumsumOptions"))
 
 
@@ -241,6 +244,7 @@ def concatenation(values: Sequence[Value], axis: int) -> Value:
 
 def fully_connected(x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x @ weight.T + bias on the last axis; x: f32[..., in], weight: [out, in], bias: f32[out]."""
+    require_floats("FULLY_CONNECTED", x, weight, *([] if bias is None else [bias]))
     require(
         len(weight.shape) == 2 and x.shape[-1] == weight.shape[1], "FULLY_CONNECTED wants weights [out, in]", x, weight
     )
@@ -253,7 +257,8 @@ def fully_connected(x: Value, weight: Value, bias: Value | None = None) -> Value
 
 
 def batch_matmul(a: Value, b: Value, *, transpose_b: bool = False) -> Value:
-    """a @ b over the last two axes; the leading axes broadcast."""
+    """a @ b over the last two axes; the leading axes broadcast; a, b: f32."""
+    require_floats("BATCH_MATMUL", a, b)
     inner, outer = (-1, -2) if transpose_b else (-2, -1)
     require(
         len(a.shape) >= 2 <= len(b.shape) and a.shape[-1] == b.shape[inner], "BATCH_MATMUL wants equal inner axes", a, b
@@ -291,17 +296,17 @@ def dynamic_update_slice(x: Value, update: Value, start: Value) -> Value:
 
 
 def _unary(builtin: str, x: Value, options: Options | None = None) -> Value:
-    require(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
+    require_floats(builtin, x)
     return apply(builtin, [x], x.type, options)
 
 
 def _binary(builtin: str, a: Value, b: Value, options: Options, *, result: DType | None = None) -> Value:
-    require(a.dtype is b.dtype, f"{builtin} wants values of one type", a, b)
+    require(a.dtype is b.dtype and a.dtype is not DType.BOOL, f"{builtin} wants numbers of one type", a, b)
     return apply(builtin, [a, b], TensorType(_broadcast(builtin, a, b), result or a.dtype), options)
 
 
 def _reduce_last(builtin: str, x: Value) -> Value:
-    require(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
+    require_floats(builtin, x)
     axis = x.graph.ints([len(x.shape) - 1])
     return apply(builtin, [x, axis], TensorType((*x.shape[:-1], 1)), Options("ReducerOptions", (("keepDims", True),)))
 

@@ -18,13 +18,15 @@ from toolkit.tflite.image_ops import Padding
 class Operand:
     """An input or the result of an operator: its type in the file, its shape, and where its bytes come from.
 
-    `constant`: the numbers of an INT32 tensor that is stored in the header, such as axes; None for all other tensors.
+    `widened`: it is a stored float16 weight, widened to float32 by a DEQUANTIZE. `constant`: the numbers of an INT32
+    tensor that is stored in the header, such as axes; None for all other tensors.
     """
 
     type: str
     shape: tuple[int, ...]
     stored: bool = False
     quantized: bool = False
+    widened: bool = False
     constant: NDArray[np.int32] | None = None
 
     @property
@@ -137,7 +139,7 @@ _MATRIX = {
 }
 """The operators whose second input may be quantised, and the types of its codes."""
 _ROUNDED = {"QUANTIZE": {False}, "FULLY_CONNECTED": {False, True}}
-"""The operators that take (True) or give (False) computed values of int8."""
+"""The operators whose first input (True) or result (False) may be a computed value of int8."""
 _VALUES = {"FLOAT32", "INT32", "BOOL"}
 """What operators compute with."""
 _DIVISIONS = {"DIV", "FLOOR_DIV", "FLOOR_MOD"}
@@ -146,11 +148,11 @@ _DIVISIONS = {"DIV", "FLOOR_DIV", "FLOOR_MOD"}
 def _check_operands(builtin: str, inputs: Sequence[Operand], result: Operand) -> None:
     """Check that codes and float16 are only where a kernel takes them, and that no integer is divided by 0 or -1."""
     for n, item in enumerate((*inputs, result)):
-        if item.quantized and n == 1 < len(inputs) and item.type in _MATRIX.get(builtin, ()):
+        if item.quantized and item.stored and n == 1 < len(inputs) and item.type in _MATRIX.get(builtin, ()):
             continue
         if builtin == "DEQUANTIZE" and n == 0:
             continue
-        if item.is_rounded and item.type == "INT8" and (n < len(inputs)) in _ROUNDED.get(builtin, ()):
+        if item.is_rounded and item.type == "INT8" and n in (0, len(inputs)) and (n == 0) in _ROUNDED.get(builtin, ()):
             continue
         if item.quantized or item.type not in _VALUES:
             raise GraphError(f"input {n}" if n < len(inputs) else "result", found=str(item), wanted=", ".join(_VALUES))
@@ -205,7 +207,15 @@ def _padding(op: Operation) -> Padding:
 
 
 def _convolution(make: Callable[..., Value]) -> Callable[[Operation], Value]:
-    return lambda op: make(op.value(0), op.value(1), op.value(2), stride=op.number("strideH"), padding=_padding(op))
+    def convolve(op: Operation) -> Value:
+        x, weight, bias = (op.value(n) for n in range(3))
+        item = op.operands[1]
+        # For a computed kernel, LiteRT copies the input once for each of the kernel's positions.
+        if not (item.stored or item.widened):
+            raise GraphError("input 1", found=f"a computed {item}", wanted="a weight that is stored in the file")
+        return make(x, weight, bias, stride=op.number("strideH"), padding=_padding(op))
+
+    return convolve
 
 
 def _fully_connected(op: Operation) -> Value:

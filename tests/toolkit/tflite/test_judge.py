@@ -6,12 +6,14 @@ import gzip
 import os
 import random
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as fb
 from paths import FIXTURES, REPOSITORY
 from tflite_mutants import Attack, copy_of, in_child, mutate_bytes
 
@@ -20,13 +22,22 @@ from toolkit.bundle.judged import graph_faults
 from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ADAPTER, VISION_ENCODER
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.signatures import bundle_signatures, shapes_of
+from toolkit.quant.scheme import Scheme
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.judged_files import require_judged, require_judged_bundle
-from toolkit.tflite.graph import DType, Graph, Signature, Value
-from toolkit.tflite.judge import judge, read_header
-from toolkit.tflite.ops import add, fully_connected, gather, pad, reshape, slice_
+from toolkit.tflite.graph import DType, Graph, Signature, Value, Weight, WeightPart
+from toolkit.tflite.image_ops import average_pool_2d, conv_2d
+from toolkit.tflite.judge import Header, judge, read_header
+from toolkit.tflite.ops import abs_, add, fully_connected, gather, pad, reshape, slice_
 from toolkit.tflite.reader import read_tflite
-from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, Quantization, TensorRecord
+from toolkit.tflite.records import (
+    BufferRecord,
+    ModelRecord,
+    OperatorRecord,
+    Quantization,
+    SubgraphRecord,
+    TensorRecord,
+)
 from toolkit.tflite.schema_pack import pack
 from toolkit.tflite.wellformed import require_wellformed
 from toolkit.tflite.writer import layout_tflite
@@ -206,6 +217,88 @@ def test_values_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
     graph.output("y", slice_(add(wide, wide), [0], [8]))
     with pytest.raises(GraphError, match="bytes of values"):
         judge_bytes(packed(graph), tmp_path)
+
+
+# --- convolutions ----------------------------------------------------------------------------------------------------
+
+
+def convolution(make: Callable[[Graph, Value], Value], *, size: int = 4) -> bytes:
+    """A convolution of an image [1, size, size, 2] with a kernel [4, h, w, 2]."""
+    graph = Graph()
+    x = graph.input("x", (1, size, size, 2))
+    graph.output("y", conv_2d(x, make(graph, x)))
+    return packed(graph)
+
+
+def test_a_kernel_is_stored_in_the_file(tmp_path: Path) -> None:
+    """LiteRT ended by a signal for a computed one of bools, and copies the input 9 times for one of 3 by 3."""
+    judge_bytes(convolution(lambda graph, _: graph.constant(np.ones((4, 3, 3, 2), np.float32))), tmp_path)
+    computed = convolution(lambda graph, _: graph.input("w", (4, 3, 3, 2)))
+    bools = pack(tensor(model_of(computed, tmp_path), 1, type="BOOL"))
+    for data, words in ((computed, r"a computed FLOAT32\[4, 3, 3, 2\], wanted a weight"), (bools, "a computed BOOL")):
+        with pytest.raises(GraphError, match=words):
+            judge_bytes(data, tmp_path)
+
+
+@pytest.mark.parametrize("scheme", [Scheme("f32"), Scheme("f16"), Scheme("int8")], ids=lambda scheme: scheme.dtype)
+def test_a_kernel_of_each_type_that_we_write_passes(scheme: Scheme) -> None:
+    graph = Graph()
+    x = graph.input("x", (1, 4, 4, 2))
+    graph.output("y", conv_2d(x, graph.weight(Weight("w", (4, 3, 3, 2), (WeightPart("w"),)))))
+    layout = layout_tflite([Signature("run", graph)], {"w": scheme})
+    judge(Header(layout.header, layout.size_bytes))
+
+
+def test_a_kernel_that_would_fill_the_memory_with_addresses_is_refused(tmp_path: Path) -> None:
+    data = convolution(lambda graph, _: graph.constant(np.zeros((1, 64, 64, 2), np.float32)), size=256)
+    with pytest.raises(GraphError, match=r"CONV_2D: found 2,147,\d+,\d+ bytes of values"):
+        judge_bytes(data, tmp_path)
+
+
+def test_a_matrix_in_codes_is_stored_in_the_file(tmp_path: Path) -> None:
+    rounded = Quantization(np.array([0.1], np.float32))
+    tensors = (
+        TensorRecord("x", (1, 64), "FLOAT32", 0),
+        TensorRecord("w", (64, 64), "FLOAT32", 0),
+        TensorRecord("codes", (64, 64), "INT8", 0, rounded),
+        TensorRecord("y", (1, 64), "FLOAT32", 0),
+    )
+    fields = (("keepNumDims", True), ("asymmetricQuantizeInputs", True))
+    operators = (
+        OperatorRecord("QUANTIZE", 2, (1,), (2,), "QuantizeOptions"),
+        OperatorRecord("FULLY_CONNECTED", 9, (0, 2), (3,), "FullyConnectedOptions", fields),
+    )
+    graph = SubgraphRecord("run", tensors, operators, {"x": 0, "w": 1}, {"y": 3})
+    with pytest.raises(GraphError, match=r"input 1: found INT8\[64, 64\]"):
+        judge_bytes(pack(ModelRecord((graph,), (BufferRecord(),), ("run",))), tmp_path)
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table_bytes", [4, 23], ids=["all outside", "the last byte outside"])
+def test_options_that_lie_outside_their_table_do_not_hide_behind_equal_ones(table_bytes: int, tmp_path: Path) -> None:
+    """The judge took operators with equal tables for equal, and LiteRT reads what lies behind a table."""
+    graph = Graph()
+    x = graph.input("x", (1, 8, 8, 4))
+    graph.output("a", average_pool_2d(x, 2))
+    graph.output("b", average_pool_2d(abs_(x), 2))
+    data = bytearray(packed(graph))
+    operators = fb.Model.GetRootAs(data, 0).Subgraphs(0)
+    pools = [operators.Operators(n) for n in range(operators.OperatorsLength())]
+    pools = [op for op in pools if op.BuiltinOptionsType() == fb.BuiltinOptions.Pool2DOptions]
+    places = [op._tab.Pos + op._tab.Offset(12) for op in pools]  # of their options
+    data += bytes(-len(data) % 8)
+    vtable = len(data)
+    # padding, stride_w, stride_h, filter_w and filter_h, the last of which ends at 24
+    data += struct.pack("<HH5H", 14, table_bytes, 7, 8, 12, 16, 20)
+    data += bytes(-len(data) % 8)
+    for place, filter_height in zip(places, (2, 2 + (9 << 24)), strict=True):
+        table = len(data)
+        data += struct.pack("<i3xb4i", table - vtable, 1, 2, 2, 2, filter_height)
+        struct.pack_into("<I", data, place, table - place)
+    with pytest.raises(GraphError, match="outside its table" if table_bytes == 4 else "options|wants NHWC"):
+        judge_bytes(bytes(data), tmp_path)
 
 
 @pytest.mark.full

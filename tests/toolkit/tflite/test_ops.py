@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from bundles import NoWeights
 from numpy.typing import NDArray
 
-from toolkit.tflite import ops
+from toolkit.tflite import image_ops, ops
 from toolkit.tflite.graph import DType, Graph, Signature, Value
 from toolkit.tflite.writer import layout_tflite, write_tflite
 
@@ -157,6 +157,10 @@ def test_dynamic_update_slice_writes_at_the_start(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(tmp_path, [x, update, start], ops.dynamic_update_slice), want)
 
 
+def image(graph: Graph, dtype: DType = DType.FLOAT32) -> Value:
+    return graph.input("image", (1, 4, 4, 2), dtype)
+
+
 @pytest.mark.parametrize(
     ("build", "says"),
     [
@@ -172,10 +176,21 @@ def test_dynamic_update_slice_writes_at_the_start(tmp_path: Path) -> None:
         (lambda g: ops.fully_connected(g.input("a", (2, 3)), g.input("w", (4, 5))), r"\[out, in\]"),
         (lambda g: ops.concatenation([g.input(f"a{i}", (1,)) for i in range(6)], 0), "2 to 5"),
         (lambda g: ops.softmax(g.input("a", (2,), DType.INT32)), "float32"),
+        (lambda g: ops.sum_rows(g.input("a", (2, 3), DType.INT32)), "SUM wants float32"),
+        (lambda g: ops.add(g.input("a", (2,), DType.BOOL), g.input("b", (2,), DType.BOOL)), "ADD wants numbers"),
+        (lambda g: ops.batch_matmul(g.input("a", (2, 3)), g.input("b", (3, 2), DType.INT32)), "MATMUL wants float32"),
+        (lambda g: ops.fully_connected(g.input("a", (2, 3)), g.input("w", (4, 3), DType.BOOL)), "CONNECTED wants f"),
+        (lambda g: ops.fully_connected(g.input("a", (2, 3)), g.input("w", (4, 3)), g.input("b", (4,), DType.INT32)),
+         "CONNECTED wants float32"),
+        (lambda g: image_ops.conv_2d(image(g), g.input("w", (4, 3, 3, 2), DType.BOOL)), "CONV_2D wants float32"),
+        (lambda g: image_ops.conv_2d(image(g), g.input("w", (4, 3, 3, 2)), g.input("b", (4,), DType.BOOL)),
+         "bias wants float32"),
+        (lambda g: image_ops.depthwise_conv_2d(image(g), g.input("w", (1, 3, 3, 2), DType.INT32)), "CONV_2D wants f"),
+        (lambda g: image_ops.average_pool_2d(image(g, DType.INT32), 2), "POOL_2D wants float32"),
         (lambda g: ops.add(g.input("a", (2,)), Graph().input("b", (2,))), "two graphs"),
         (lambda g: g.input("a", (2, 0)), "positive"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_graph_fails_where_it_is_written(build: Callable[[Graph], Value], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build(Graph())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,11 +95,15 @@ class BufferRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """Signature i calls subgraph i; the subgraphs after these are called by operators. Buffer 0 is the empty buffer."""
+    """Signature i calls subgraph i; the subgraphs after these are called by operators. Buffer 0 is the empty buffer.
+
+    `besides`: what the file says that no record holds, because nothing that runs it depends on it.
+    """
 
     subgraphs: tuple[SubgraphRecord, ...]
     buffers: tuple[BufferRecord, ...]
-    signatures: tuple[str, ...] = field(default=())
+    signatures: tuple[str, ...] = ()
+    besides: tuple[str, ...] = ()
 
 
 def _names_subgraphs(field_name: str) -> bool:

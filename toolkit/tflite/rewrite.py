@@ -33,10 +33,13 @@ def select_signatures(
     Buffers that no selected signature uses are left out. The others are stored by their numbers. With `without_tables`,
     for a source without lookup tables, they are stored in its order: the target is then the file that the source would
     be if it had been written with these signatures alone.
-    The target is written in place: the caller renames it when it is complete. GraphError if a signature is missing, or
-    if a selected one calls one that is not selected.
+    The target is written in place: the caller renames it when it is complete. GraphError if a signature is missing, if
+    a selected one calls one that is not selected, or if the source says what a copy would lack.
     """
     content = read_tflite(source)
+    if content.model.besides:
+        found = f"{' and '.join(content.model.besides)}, which a copy would lack"
+        raise GraphError(file=source, found=found, remedy="convert it again")
     graphs = tuple(replace(_renumbered(content, names, old), name=new) for new, old in names.items())
     if change is not None:
         graphs = tuple(map(change, graphs))

@@ -72,7 +72,7 @@ class _Packer:
 
     def __init__(self, codes: Mapping[tuple[str, int], int]) -> None:
         self._codes = codes
-        self._per_channel: dict[int, Any] = {}  # by identity: one array of scales is one table
+        self._per_channel: dict[tuple[int, int], Any] = {}  # by the identity of an array of scales, and its axis
 
     def subgraph(self, record: SubgraphRecord) -> Any:
         graph = fb.SubGraphT()
@@ -105,9 +105,10 @@ class _Packer:
             table.details = block
             return table
         assert record.scales is not None
-        if id(record.scales) not in self._per_channel:
-            self._per_channel[id(record.scales)] = _SharedQuantization(record.scales, record.axis)
-        return self._per_channel[id(record.scales)]
+        key = (id(record.scales), record.axis)
+        if key not in self._per_channel:
+            self._per_channel[key] = _SharedQuantization(record.scales, record.axis)
+        return self._per_channel[key]
 
     def _operator(self, record: OperatorRecord) -> Any:
         operator = fb.OperatorT()

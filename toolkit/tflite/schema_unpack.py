@@ -1,4 +1,4 @@
-"""Reads LiteRT's flatbuffers into records. What no record can hold is refused by its name, never dropped."""
+"""Reads LiteRT's flatbuffers into records. What no record can hold is refused by its name, or named in the model."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class _Unpacker:
         self._codes: list[tuple[str, int]] = []
         self._quantizations: dict[int, Quantization | None] = {}  # by the table's place
         self._scales: dict[bytes, NDArray[np.float32]] = {}
+        self._besides: dict[str, None] = {}
 
     def model(self) -> ModelRecord:
         model = self._model
@@ -65,7 +66,10 @@ class _Unpacker:
         called = {index for graph in graphs for op in graph.operators for index in op.called()}
         if not called.issuperset(range(len(signatures), len(subgraphs))):
             raise fault
-        return ModelRecord(graphs, buffers, tuple(self._text(s.SignatureKey()) for s in signatures))
+        names = tuple(self._text(signature.SignatureKey()) for signature in signatures)
+        self._note({"a description": model.Description(), "metadata": model.MetadataLength()})
+        self._note({"metadata": model.MetadataBufferLength()})
+        return ModelRecord(graphs, buffers, names, tuple(self._besides))
 
     def _subgraph(self, graph: Any, signature: Any | None) -> SubgraphRecord:
         tensors = tuple(self._tensor(tensor) for tensor in self._tables(graph.Tensors, graph.TensorsLength()))
@@ -106,8 +110,10 @@ class _Unpacker:
         if table.DetailsType() == fb.QuantizationDetails.BlockwiseQuantization:
             details, block = table.Details(), fb.BlockwiseQuantization()
             block.Init(details.Bytes, details.Pos)
+            self._note({"zero points of blocks": block.ZeroPoints() > 0, "shapes of blocks": block.BlockShapeLength()})
             return Quantization(block_size=int(block.BlockSize()), block_scales_tensor=int(block.Scales()))
         _refuse_beyond("quantization", {"another kind than scales and blocks": table.DetailsType()})
+        self._note({"ranges of values": table.MinLength() or table.MaxLength()})
         if not table.ScaleLength():
             return None
         self._take(table.ScaleLength() + table.ZeroPointLength())
@@ -192,6 +198,10 @@ class _Unpacker:
     def _text(self, data: bytes | None) -> str:
         self._take(len(data or b""))
         return (data or b"").decode()
+
+    def _note(self, besides: Mapping[str, object]) -> None:
+        """Remember what is there and no record holds."""
+        self._besides |= dict.fromkeys(what for what, there in besides.items() if there)
 
     def _take(self, count: int) -> None:
         self._room -= count

@@ -100,7 +100,7 @@ class SegmentedGraph:
     def segment(self, start: int, stop: int) -> Segment:
         """The operators [start, stop), of which there must be some, with what `needed_from(stop)` lists as outputs."""
         operators = self._graph.operators[start:stop]
-        used = dict.fromkeys(t for op in operators for t in (*op.inputs, *op.outputs) if t >= 0)
+        used = dict.fromkeys(t for op in operators for t in (*op.inputs, *op.outputs))
         values = [t for t in used if not self._is_constant(t)]
         inputs = tuple(t for t in values if self.is_made_before(t, start))
         outputs = tuple(t for t in self.needed_from(stop) if self._made_at.get(t, -1) >= start)
@@ -109,7 +109,7 @@ class SegmentedGraph:
     def _laid_out(
         self, operators: Sequence[OperatorRecord], used: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]
     ) -> TfliteLayout:
-        tensors, index = [], {old: new for new, old in enumerate(used)} | {-1: -1}
+        tensors, index = [], {old: new for new, old in enumerate(used)}
         buffers, placements = [BufferRecord()], []
         places: dict[int, int] = {}
         for old in used:

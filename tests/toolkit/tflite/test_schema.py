@@ -19,7 +19,7 @@ from toolkit.base.errors import GraphError
 from toolkit.tflite import schema
 from toolkit.tflite.graph import OptionValue
 from toolkit.tflite.reader import read_tflite
-from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, SubgraphRecord, TensorRecord
+from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, Quantization, SubgraphRecord, TensorRecord
 from toolkit.tflite.rewrite import select_signatures
 from toolkit.tflite.schema_pack import pack
 from toolkit.tflite.schema_unpack import unpack
@@ -150,6 +150,52 @@ def test_what_no_record_holds_is_refused_by_its_name(what: str) -> None:
     change(theirs.subgraphs[0])
     with pytest.raises(GraphError, match=message):
         unpack(memoryview(repacked(theirs)))
+
+
+def _blocks(theirs: Any, **fields: object) -> None:
+    theirs.subgraphs[0].tensors[0].quantization = fb.QuantizationParametersT(
+        detailsType=fb.QuantizationDetails.BlockwiseQuantization,
+        details=fb.BlockwiseQuantizationT(**{"scales": 1, "zeroPoints": -1, "blockSize": 3, **fields}),
+    )
+    theirs.subgraphs[0].tensors[1].shape = [2, 1]
+
+
+def _range(theirs: Any) -> None:
+    theirs.subgraphs[0].tensors[0].quantization = fb.QuantizationParametersT(min=[0.0], max=[1.0])
+
+
+BESIDES: Mapping[str, Callable[[Any], object]] = {
+    "a description": lambda m: setattr(m, "description", "MLIR Converted."),
+    "metadata": lambda m: setattr(m, "metadata", [fb.MetadataT(name="min_runtime_version")]),
+    "ranges of values": _range,
+    "zero points of blocks": lambda m: _blocks(m, zeroPoints=1),
+    "shapes of blocks": lambda m: _blocks(m, blockShape=[1, 3]),
+}
+
+
+@pytest.mark.parametrize("what", BESIDES)
+def test_what_a_copy_would_lack_is_named_and_nothing_is_copied(what: str, tmp_path: Path) -> None:
+    """Other programs' files are read all the same."""
+    theirs = fb.ModelT.InitFromPackedBuf(pack(model(add("AddOptions"))), 0)
+    BESIDES[what](theirs)
+    assert unpack(memoryview(repacked(theirs))).besides == (what,)
+    (tmp_path / "a").write_bytes(repacked(theirs))
+    with pytest.raises(GraphError, match=f"a: {what}, which a copy would lack"):
+        select_signatures(tmp_path / "a", tmp_path / "b", {"main": "main"})
+    assert not (tmp_path / "b").exists()
+
+
+def test_equal_scales_along_other_axes_stay_apart() -> None:
+    scales = np.array([0.5, 0.25], np.float32)
+    graph = model(add("AddOptions")).subgraphs[0]
+    tensors = tuple(
+        replace(tensor, shape=(2, 2), quantization=Quantization(scales.copy(), axis=axis))
+        for axis, tensor in enumerate(graph.tensors)
+    )
+    packed = pack(replace(model(), subgraphs=(replace(graph, tensors=tensors),)))
+    for data in (packed, pack(unpack(memoryview(packed)))):
+        found = unpack(memoryview(data)).subgraphs[0].tensors
+        assert [tensor.quantization.axis for tensor in found if tensor.quantization is not None] == [0, 1]
 
 
 @pytest.mark.parametrize("builtin", ["CUSTOM", "ADD"])

@@ -139,7 +139,7 @@ def export_litertlm(
         sections += text_sections(parts, manifest.size(size), drafts="drafter" in groups)
         sections += tower_sections(parts, groups, model_type)
         if "drafter" in groups:
-            drafter = parts.drafter() if other is None else other.part
+            drafter = parts.drafter(None if other is None else other.part)
             sections.append(Section(tables.TFLITE_MODEL, (drafter,), schema.DRAFTER))
         sections = [_with_activations(section, options.activations) for section in sections]
 

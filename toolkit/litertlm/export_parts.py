@@ -31,15 +31,16 @@ class ExportParts:
             raise BundleError(file=self.bundle, found=f"no {name}", remedy="convert it again")
         return FilePart(self.bundle / name, files[name].bytes, files[name].sha256)
 
-    def drafter(self) -> FilePart:
-        """The bundle's drafter with only the signature for the whole context: the engine runs the first one."""
-        whole = self.whole(DRAFTER)
-        if len(read_tflite(whole.path).model.signatures) == 1:
+    def drafter(self, made: FilePart | None = None) -> FilePart:
+        """The bundle's drafter, or the one `made` for the export, with only the signature for the whole context: the
+        engine runs the first one."""
+        whole = self.whole(DRAFTER) if made is None else made
+        if not self._composite_norms and len(read_tflite(whole.path).model.signatures) == 1:
             return whole
         whole.require_hash()
         require_free_space(self._scratch, whole.file_size)
-        path = self._scratch / DRAFTER
-        select_signatures(whole.path, path, {DRAFT: DRAFT}, without_tables=True)
+        path = self._scratch / f"{DRAFT}.{DRAFTER}"
+        select_signatures(whole.path, path, {DRAFT: DRAFT}, composite_norms=self._composite_norms, without_tables=True)
         found = hash_file(path)
         return FilePart(path, found.size, found.sha256)
 

@@ -210,10 +210,10 @@ def test_as_many_drafts_are_accepted_as_of_transformers(
 # --- exports ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def exported(bundle: Path, fitted: Path) -> Path:
-    path = bundle.parent / "model.litertlm"
-    result = gemma_edge.export(bundle, path, drafter=fitted)
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def exported(bundle: Path, fitted: Path, request: pytest.FixtureRequest) -> Path:
+    path = bundle.parent / f"{request.param}.litertlm"
+    result = gemma_edge.export(bundle, path, drafter=fitted, target=request.param)
     assert result.groups == ("text", "drafter")
     return path
 
@@ -226,6 +226,9 @@ def test_an_export_with_a_drafter_is_sound_and_a_gpu_takes_its_graph(exported: P
     caches = {name for name in content.graph(DRAFT).inputs if name.startswith("kv_cache")}
     assert caches == {"kv_cache_k_2", "kv_cache_v_2", "kv_cache_k_3", "kv_cache_v_3"}
     assert gpu_refusals(content.model) == []
+    builtins = {op.builtin for op in content.graph(DRAFT).operators}
+    norm, other = ("RSQRT", "STABLEHLO_COMPOSITE") if exported.stem == "cpu" else ("STABLEHLO_COMPOSITE", "RSQRT")
+    assert norm in builtins and other not in builtins
 
 
 @pytest.mark.lm

@@ -18,6 +18,8 @@ class Remote:
 
     size: int
     good: frozenset[int]
+    stored: int
+    """The bytes of storage that it takes: fewer than its size if chunks are still to come before others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +95,12 @@ def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple
 def _growth(state: FileState, *, in_place: bool) -> int:
     """The bytes of storage that a file needs until it is complete, beyond what it has now."""
     whole = state.whole.size if in_place and state.whole is not None else 0
-    part = state.part.size if state.part is not None else 0
+    part = state.part.stored if state.part is not None else 0
     return state.file.size - whole - part
 
 
 def _plan_file(state: FileState, *, in_place: bool) -> FilePlan:
-    nothing = Remote(0, frozenset())
+    nothing = Remote(0, frozenset(), 0)
     part, whole = state.part or nothing, state.whole or nothing
     starts_as_whole = in_place and len(whole.good) > len(part.good)
     base = whole if starts_as_whole else part

@@ -181,8 +181,14 @@ class _Push:
             digests = self._digests("compare", [chunks for chunks in candidates if chunks.numbers])
             here.result()
 
+        parts = [file.name + PART for file in missing if file.name + PART in sizes]
+        stored = self._folder.stored_bytes(parts)
+
         def look(file: PushFile, name: str) -> Remote | None:
-            return Remote(sizes[name], _good(file, digests.get(name, {}))) if name in sizes else None
+            if name not in sizes:
+                return None
+            size = sizes[name]
+            return Remote(size, _good(file, digests.get(name, {})), min(size, stored.get(name, size)))
 
         return [FileState(file, look(file, file.name), look(file, file.name + PART)) for file in missing]
 

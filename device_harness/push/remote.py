@@ -17,6 +17,8 @@ from toolkit.base.strict_json import shorten
 MAX_SCRIPT_CHARACTERS = 1500
 """Old devices take messages of at most 4096 bytes, and quoting makes a command longer."""
 
+_STAT_BLOCK_BYTES = 512
+"""Linux's st_blocks counts these, whatever a file system's own blocks are (stat(2))."""
 _SIZE = re.compile(r"\d{1,15}", re.ASCII)
 
 
@@ -69,8 +71,18 @@ class RemoteFolder:
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         """The sizes of those files that exist; DeviceRefusal for a link, which may lead elsewhere, or a directory."""
+        return self._numbers("%s", names)
+
+    def stored_bytes(self, names: Iterable[str]) -> dict[str, int]:
+        """How much storage those files take that exist, without holes in them; DeviceRefusal as for `sizes`."""
+        return {name: blocks * _STAT_BLOCK_BYTES for name, blocks in self._numbers("%b", names).items()}
+
+    def _numbers(self, form: str, names: Iterable[str]) -> dict[str, int]:
+        """What `stat` says of each file that exists."""
         found: dict[str, int] = {}
-        test = "if [ -L $n ]; then echo $n link; elif [ -f $n ]; then echo $n $(stat -c %s $n); elif [ -e $n ]; then "
+        test = (
+            f"if [ -L $n ]; then echo $n link; elif [ -f $n ]; then echo $n $(stat -c {form} $n); elif [ -e $n ]; then "
+        )
         for words in batches(map(chunk_word, names), MAX_SCRIPT_CHARACTERS):
             output = self._run_inside(f"for n in {' '.join(words)}; do {test}echo $n directory; fi; done")
             found |= self._parse_sizes(output, set(words))

@@ -20,7 +20,7 @@ def make_file(size: int, name: str = "a.bin") -> PushFile:
 
 
 def remote(size: int, *good: int) -> Remote:
-    return Remote(size, frozenset(good))
+    return Remote(size, frozenset(good), size)
 
 
 def plan_one(size: int, whole: Remote | None, part: Remote | None, free: int = PLENTY) -> FilePlan:
@@ -94,6 +94,14 @@ def test_too_little_room_says_how_much_is_wanted(size: int, whole: int | None, p
     assert plan_push([state], free, "device")
     with pytest.raises(EnvironmentFault, match=f"device: found {free - 1:,} bytes free, wanted {free:,}"):
         plan_push([state], free - 1, "device")
+
+
+def test_holes_in_what_a_cut_left_need_room() -> None:
+    """The second half was copied on the device before the first was sent."""
+    half = frozenset(range(5, 10))
+    state = FileState(make_file(1000), Remote(1000, half, 1000), Remote(1000, half, 500))
+    assert not plan_push([state], 501, "device")[0].gives_up_whole
+    assert plan_push([state], 500, "device")[0].gives_up_whole
 
 
 @pytest.mark.parametrize("name", ["../a", "a b", "-a", "", "a;b"])

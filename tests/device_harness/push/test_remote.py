@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from device_harness.adb.transport import DeviceRefusal
-from device_harness.push.remote import parse_df
+from device_harness.adb.transport import DeviceRefusal, Transport
+from device_harness.emulator.device import Emulator
+from device_harness.push.remote import RemoteFolder, parse_df
 from device_harness.push.scripts import FAILED, ChunkRun, parse_digests, store_script, sync_command
 from device_harness.push.source import PushFile
 
@@ -40,6 +41,17 @@ def test_free_space_is_read_from_df(text: str) -> None:
 def test_other_output_of_df_is_an_error(text: str) -> None:
     with pytest.raises(DeviceRefusal, match="device: df"):
         parse_df(text, "device")
+
+
+def test_holes_take_no_storage(folder_device: Emulator, transport: Transport) -> None:
+    folder = RemoteFolder(transport, "/data/local/tmp/holes")
+    folder.create()
+    with open(folder_device.path(folder.path("a.part")), "wb") as file:
+        file.seek(1 << 20)
+        file.write(bytes(1 << 16))
+    assert folder.sizes(["a.part", "b.part"]) == {"a.part": (1 << 20) + (1 << 16)}
+    stored = folder.stored_bytes(["a.part", "b.part"])
+    assert stored.keys() == {"a.part"} and 1 << 16 <= stored["a.part"] < 1 << 19
 
 
 def test_digests_are_found_among_noise() -> None:

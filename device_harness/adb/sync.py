@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable
 from typing import BinaryIO
@@ -15,9 +14,7 @@ from toolkit.base.files import Progress
 
 MAX_PULL_BYTES = 64 * 1024 * 1024
 """The largest file that is read into memory: a manifest or one of our programs."""
-MAX_NAMES = 100_000
 _HEADER_BYTES = 8
-_ENTRY = struct.Struct("<4I")
 
 
 class SyncSession:
@@ -81,24 +78,6 @@ class SyncSession:
             if size > most_bytes:
                 raise ProtocolFault(self._what, found=f"over {most_bytes:,} bytes", wanted="a small file")
             write(self._take(value))
-
-    def list(self, path: str) -> dict[str, int]:
-        """Names in a directory and their modes; as in adb, also empty if there is no such directory."""
-        self._what += f" {path}"
-        self._request("LIST", path)
-        names: dict[str, int] = {}
-        while True:
-            id_ = bytes(self._take(4)).decode("ascii", "backslashreplace")
-            mode, _, _, length = _ENTRY.unpack(self._take(_ENTRY.size))
-            if id_ == "DONE":
-                return names
-            if id_ != "DENT" or length > SYNC_PATH_BYTES:
-                raise ProtocolFault(self._what, found=f"{id_} {length}", wanted="DENT or DONE")
-            name = bytes(self._take(length)).decode("utf-8", "surrogateescape")
-            if name not in (".", ".."):
-                names[name] = mode
-            if len(names) > MAX_NAMES:
-                raise ProtocolFault(self._what, found=f"over {MAX_NAMES:,} names", wanted="fewer")
 
     def _next_message(self, source: BinaryIO, left: int) -> tuple[memoryview, int]:
         """Fill the message buffer with DATA blocks; return the message, and how many of the file's bytes are in it."""

@@ -42,7 +42,6 @@ __all__ = [
     "Endpoint",
     "ExecStream",
     "ProtocolFault",
-    "RemoteStat",
     "ServiceRefused",
     "ShellResult",
     "ShellStream",
@@ -54,7 +53,6 @@ __all__ = [
 
 _COMPONENT = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 _CONNECT_S = 10.0
-_STAT_S = 20.0
 
 
 def remote_path(folder: str, *names: str) -> str:
@@ -76,15 +74,6 @@ def remote_path(folder: str, *names: str) -> str:
 def quote(path: str) -> str:
     """A path on the device as one word of a shell command, checked as `remote_path` does."""
     return shlex.quote(remote_path(path))
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteStat:
-    """A file's size, mode and time, from the device's own stat, which also works above 4 GiB."""
-
-    size: int
-    mode: int
-    mtime: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,24 +197,6 @@ class Transport:
         """Read a file from the device into one here; return its size. DeviceRefusal has the device's message."""
         with SyncSession(self._link, stall_timeout=STALL_S) as session, open(path, "wb") as file:
             return session.receive_into(remote_path(remote), file.write, most_bytes=most_bytes)
-
-    def stat(self, remote: str) -> RemoteStat | None:
-        """Size, mode and time by the device's own stat (adb's wraps at 4 GiB); None if there is no such file."""
-        path = quote(remote)
-        command = f"if [ -e {path} ]; then stat -L -c '%s %f %Y' {path}; else echo absent; fi"
-        words = self.shell(command, timeout=_STAT_S).require(f"stat {remote}").split()
-        if words == ["absent"]:
-            return None
-        try:
-            size, mode, mtime = int(words[0]), int(words[1], 16), int(words[2])
-        except (IndexError, ValueError) as error:
-            raise DeviceRefusal(f"stat {remote}", found=repr(" ".join(words)), wanted="size, mode, time") from error
-        return RemoteStat(size, mode, mtime)
-
-    def list(self, remote: str) -> tuple[str, ...]:
-        """The sorted names in a directory; also empty if there is no such directory."""
-        with SyncSession(self._link, stall_timeout=STALL_S) as session:
-            return tuple(sorted(session.list(remote_path(remote))))
 
     def _push(self, source: BinaryIO, size: int, remote: str, mode: int, progress: Progress | None) -> int:
         path = remote_path(remote)

@@ -123,17 +123,12 @@ def pull(device: Transport) -> object:
     return device.pull_bytes("/data/local/tmp/x")
 
 
-def names(device: Transport) -> object:
-    return device.list("/data/local/tmp")
-
-
 def nothing_and_then_too_much() -> Iterator[bytes]:
     yield pack_sync("DATA", 1 << 31)
     yield bytes(100)
 
 
 CHUNK = bytes(60_000)
-ENTRY = b"DENT" + bytes(12) + (4).to_bytes(4, "little")
 ANSWERS: dict[str, tuple[Lie, Callable[[Transport], object], str]] = {
     "endless output": (serves(endless(pack_shell(STDOUT, CHUNK))), run, "shell: found over 1,000,000 bytes of output"),
     "endless errors": (serves(endless(pack_shell(STDERR, CHUNK))), run, "shell: found over 1,000,000 bytes of output"),
@@ -147,10 +142,6 @@ ANSWERS: dict[str, tuple[Lie, Callable[[Transport], object], str]] = {
     "a block without end": (serves(nothing_and_then_too_much), pull, "wanted DATA, DONE or FAIL"),
     "a reason without end": (serves(lambda: [pack_sync("FAIL", 1 << 31)]), pull, "a reason of 2147483648 bytes"),
     "no sync at all": (serves(lambda: [b"\x1b[2J" + bytes(4)]), pull, "wanted DATA, DONE or FAIL"),
-    "endless names": (
-        serves(lambda: (ENTRY + b"%04d" % number for number in itertools.count())), names, "over 1,000 names",
-    ),
-    "a name without end": (serves(lambda: [b"DENT" + b"\xff" * 16]), names, "wanted DENT or DONE"),
 }  # fmt: skip
 
 
@@ -162,7 +153,6 @@ def test_an_answer_without_end_or_sense_is_one_fault_that_names_device_and_servi
     monkeypatch.setattr(shell, "MAX_RESULT_BYTES", 1_000_000)
     monkeypatch.setattr(shell, "_GRACE_S", 0.0)
     monkeypatch.setattr(sync, "MAX_PULL_BYTES", 1_000_000)
-    monkeypatch.setattr(sync, "MAX_NAMES", 1_000)
     with pytest.raises(DeviceFault, match=said):
         ask(lie, request_)
 

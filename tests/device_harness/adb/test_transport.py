@@ -204,31 +204,11 @@ def test_a_refused_push_carries_the_devices_words(transport: Transport) -> None:
     assert transport.shell("echo on", timeout=10).stdout == "on\n"
 
 
-def test_stat_knows_sizes_over_4_gib_and_absent_files(transport: Transport, peer: Peer) -> None:
-    path = peer.path(f"{TMP}/sparse")
-    with open(path, "wb") as file:
-        file.truncate(5 * 2**30 + 3)
-    os.utime(path, (1_700_000_000, 1_700_000_000))
-    path.chmod(0o640)
-    stat = transport.stat(f"{TMP}/sparse")
-    path.unlink()
-    assert stat is not None
-    assert (stat.size, stat.mode & 0o777, stat.mtime) == (5 * 2**30 + 3, 0o640, 1_700_000_000)
-    assert transport.stat(f"{TMP}/sparse") is None
-
-
-def test_list_names_what_is_in_a_folder(transport: Transport) -> None:
-    for name in ("b", "a", "c.part"):
-        transport.push_bytes(b"", f"{TMP}/listed/{name}")
-    assert transport.list(f"{TMP}/listed") == ("a", "b", "c.part")
-    assert transport.list(f"{TMP}/not-listed") == ()
-
-
 @pytest.mark.parametrize("name", ["a b", "a;b", "$(id)", "..", ".", "", "a/../b", "a'b", "ä", "a\nb", "-rf /", "a\0b"])
 def test_a_name_that_a_shell_or_a_path_could_bend_is_refused(transport: Transport, name: str) -> None:
     with pytest.raises(UsageError, match="remote path"):
         remote_path(TMP, name)
-    for call in (transport.stat, transport.list, transport.pull_bytes, quote):
+    for call in (transport.pull_bytes, quote):
         with pytest.raises(UsageError):
             call(f"{TMP}/{name}")
     with pytest.raises(UsageError):

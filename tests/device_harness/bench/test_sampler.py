@@ -200,7 +200,7 @@ def test_a_running_process_is_sampled_until_its_end(
     assert record.groups["data"].rss_bytes == 2**23
     if isinstance(machine, Usb):
         assert machine.streams == 0
-        assert not [name for name in transport.list("/data/local/tmp") if name.startswith("samples")]
+        assert not list(folder_device.path("/data/local/tmp").glob("samples*"))
 
 
 class Told(Host):

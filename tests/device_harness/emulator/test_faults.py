@@ -25,6 +25,12 @@ TMP = "/data/local/tmp"
 DATA = random.Random(0).randbytes(2_500_000)
 
 
+def stored_bytes(device: Peer, path: str) -> int:
+    """The size of a file on the device; 0 if there is none."""
+    file = device.path(path)
+    return file.stat().st_size if file.exists() else 0
+
+
 def append(transport: Transport, data: bytes, path: str) -> str:
     """Add to a file's end by `exec:`; what the device says."""
     with transport.stream_exec(f"head -c {len(data)} >> {path} && echo written || echo failed") as stream:
@@ -41,8 +47,7 @@ def test_a_push_cut_at_any_byte_resumes_to_the_same_bytes(peer: Peer, reach: Con
         transport.push_bytes(DATA, f"{TMP}/cut{seed}")
     assert not transport.available
     transport.reconnect(timeout=20)
-    there = transport.stat(f"{TMP}/cut{seed}")
-    size = there.size if there is not None else 0
+    size = stored_bytes(peer, f"{TMP}/cut{seed}")
     assert size <= cut
     assert append(transport, DATA[size:], f"{TMP}/cut{seed}") == "written\n"
     assert peer.path(f"{TMP}/cut{seed}").read_bytes() == DATA
@@ -58,8 +63,7 @@ def test_an_append_that_is_cut_resumes_too(peer: Peer, reach: Connect) -> None:
     running = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' ' | grep -c 'head -[c] [0-9]* >> .*/poured'"
     wait_until(lambda: transport.shell(running, timeout=10).stdout.strip() == "0")
     # The command is hung up on, perhaps before it has made the file.
-    there = transport.stat(f"{TMP}/poured")
-    written = 0 if there is None else there.size
+    written = stored_bytes(peer, f"{TMP}/poured")
     assert append(transport, DATA[written:], f"{TMP}/poured") == "written\n"
     assert peer.path(f"{TMP}/poured").read_bytes() == DATA
 

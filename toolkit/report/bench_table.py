@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from toolkit.report.tables import Column, Draw, Form, Row, markdown, render
 from toolkit.results.labels import labels, notes
 from toolkit.results.outcomes import Outcome, outcomes
-from toolkit.results.outliers import outliers
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
 from toolkit.results.statistics import MIN_PERCENTILE_VALUES
@@ -21,7 +20,8 @@ def bench_table(records: Sequence[BenchRecord], form: Form, draw: Draw = markdow
     """
     found = outcomes(records)
     if form != "md":
-        return render([_row(outcome) for outcome in found], [], form)
+        rows = [_row(outcome) for outcome in found]
+        return render([_without_values(row) for row in rows] if form == "csv" else rows, [], form)
     rates = [outcome for outcome in found if outcome.figure.endswith("tokens_per_s")]
     others = [outcome for outcome in found if outcome not in rates]
     tables = [(rates, _rate_columns(rates))] * bool(rates or not others) + [(others, _other_columns(others))] * bool(
@@ -48,9 +48,14 @@ def _row(outcome: Outcome) -> Row:
         "p5": found and found.p5,
         "p95": found and found.p95,
         "notes": [*notes(outcome.record), *outcome.remarks],
-        "outliers": [place + 1 for place in outliers(outcome.values)],
+        "outliers": list(outcome.outliers),
         "values": list(outcome.values),
     }
+
+
+def _without_values(row: Row) -> Row:
+    """A row of CSV, whose cells hold no series: `gemma-edge results export` has a row for each value."""
+    return {key: value for key, value in row.items() if key != "values"}
 
 
 def _rate_columns(rates: Sequence[Outcome]) -> list[Column]:

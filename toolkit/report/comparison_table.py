@@ -5,7 +5,7 @@ from __future__ import annotations
 from toolkit.base.printable import printable
 from toolkit.report.tables import Draw, markdown
 from toolkit.results.comparison import ComparedTest, ResultsComparison
-from toolkit.results.quantities import quantity
+from toolkit.results.outcomes import summary_text
 
 
 def comparison_table(found: ResultsComparison, draw: Draw = markdown) -> str:
@@ -55,8 +55,8 @@ def _row(item: ComparedTest) -> list[str]:
     return [
         item.configuration,
         item.test,
-        quantity(item.figure, base.median, base.sd),
-        quantity(item.figure, new.median, new.sd),
+        summary_text(item.figure, base),
+        summary_text(item.figure, new),
         "-" if item.found.ratio is None else f"{item.found.ratio - 1:+.1%}",
         "-" if interval is None else f"{interval.low - 1:+.1%} to {interval.high - 1:+.1%}",
         item.verdict,

@@ -15,7 +15,7 @@ Form = Literal["md", "csv", "json", "jsonl"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 Row = Mapping[str, object]
-"""Keys end in their units. Values are scalars, or lists and mappings, which only JSON shows."""
+"""Keys end in their units. Values are scalars or lists of scalars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Draw(Protocol):
 def render(rows: Sequence[Row], columns: Sequence[Column], form: Form, draw: Draw | None = None) -> str:
     """Render rows in one of the forms; `draw`: instead of `markdown`, for a terminal.
 
-    Markdown shows `columns`; JSON shows all keys; CSV all keys whose values are not mappings or lists of numbers.
+    Markdown shows `columns`; JSON and CSV show all keys, CSV with a list in one cell, joined by `; `.
     """
     if form == "md":
         return _drawn(rows, columns, draw or markdown)
@@ -79,7 +79,7 @@ def _drawn(rows: Sequence[Row], columns: Sequence[Column], draw: Draw) -> str:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if _fits_csv(value)))
+    keys = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(keys)
@@ -88,17 +88,8 @@ def _csv(rows: Sequence[Row]) -> str:
     return text.getvalue().removesuffix("\n")
 
 
-def _texts(value: object) -> list[str]:
-    """The strings in a list; empty for any other value."""
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _fits_csv(value: object) -> bool:
-    return value is None or isinstance(value, (str, int, float)) or value == [] or bool(_texts(value))
-
-
 def _csv_cell(value: object) -> object:
-    text = "; ".join(_texts(value)) if isinstance(value, list) else value
+    text = "; ".join(map(str, value)) if isinstance(value, list) else value
     return spreadsheet_text(text) if isinstance(text, str) else text
 
 

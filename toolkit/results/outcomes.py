@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.results.outliers import remarks
+from toolkit.results.outliers import outliers, remarks
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
 from toolkit.results.statistics import Summary, summary
@@ -24,14 +24,23 @@ class Outcome:
     @property
     def text(self) -> str:
         """Median ± standard deviation; the value alone if there is only one, or a dash if there is none."""
-        if self.found is None:
-            return "-"
-        return quantity(self.figure, self.found.median, self.found.sd if self.found.n > 1 else None)
+        return "-" if self.found is None else summary_text(self.figure, self.found)
+
+    @property
+    def outliers(self) -> tuple[int, ...]:
+        """The numbers of the iterations whose values are far from the others."""
+        numbers = self.record.iterations_of(self.test)
+        return tuple(numbers[place] for place in outliers(self.values))
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the statistics hide: outliers, or a slow first iteration."""
-        return tuple(remarks(self.figure, self.values))
+        return tuple(remarks(self.figure, self.values, self.record.iterations_of(self.test)))
+
+
+def summary_text(figure: str, found: Summary) -> str:
+    """Median ± standard deviation with the figure's unit; the value alone if there is only one."""
+    return quantity(figure, found.median, found.sd if found.n > 1 else None)
 
 
 def outcomes(records: Sequence[BenchRecord]) -> tuple[Outcome, ...]:

@@ -41,17 +41,19 @@ def has_slow_start(figure: str, values: Sequence[float]) -> bool:
     return (values[0] < float(np.median(values))) == is_more_better(figure)
 
 
-def remarks(figure: str, values: Sequence[float]) -> Iterator[str]:
-    """What to say about one test's values, in the order of measurement; iterations count from 1.
+def remarks(figure: str, values: Sequence[float], iterations: Sequence[int]) -> Iterator[str]:
+    """What to say about one test's values, in the order of measurement.
 
-    >>> list(remarks("decode_tokens_per_s", [5.0, 10.0, 10.1, 9.9, 10.0]))
+    `iterations`: the number of each value's iteration, from 1; an iteration without a value is not among them.
+
+    >>> list(remarks("decode_tokens_per_s", [5.0, 10.0, 10.1, 9.9, 10.0], [1, 2, 3, 4, 5]))
     ['slow first iteration']
-    >>> list(remarks("init_s", [10.0, 10.1, 9.9, 2.0, 10.0]))
-    ['outlier: iteration 4']
+    >>> list(remarks("init_s", [10.0, 10.1, 9.9, 2.0, 10.0], [1, 2, 3, 5, 6]))
+    ['outlier: iteration 5']
     """
     found = outliers(values)
-    if has_slow_start(figure, values):
+    if has_slow_start(figure, values) and iterations[0] == 1:
         yield "slow first iteration"
     elif found:
-        named = ", ".join(str(place + 1) for place in found)
+        named = ", ".join(str(iterations[place]) for place in found)
         yield f"outlier: iteration {named}" if len(found) == 1 else f"outliers: iterations {named}"

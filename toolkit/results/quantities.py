@@ -26,9 +26,10 @@ _SCALED = ("B/s", "B", "Hz", "s", "J/token", "J", "W")
 _SMALL = ("s", "J/token", "J", "W")
 """Units with prefixes below one."""
 
-
 _TWO_DIGITS_BELOW = 355
 """Compared with a spread's first three digits (Particle Data Group, Review of Particle Physics, Introduction, 5.3)."""
+_ROUNDING = 1e-9
+"""A spread below this part of the values comes from rounding in their computation, and justifies no digits."""
 
 
 def unit(figure: str) -> str:
@@ -103,7 +104,7 @@ def _together(figure: str, between: str, values: Sequence[float], spread: float 
     if name in _SCALED:
         factor, prefix = _prefix(values[0], smallest=1e-9 if name in _SMALL else 1.0)
         decimals = _decimals(values[0] / factor)
-    if spread:
+    if spread and spread > _ROUNDING * max(map(abs, values)):
         decimals = _borne(spread / factor)
     numbers = [f"{round(value / factor, decimals):,.{max(0, decimals)}f}" for value in values]
     return f"{between.join(numbers)} {prefix}{name}".rstrip()
@@ -115,8 +116,8 @@ def _borne(spread: float) -> int:
     >>> _borne(0.04), _borne(1.0), _borne(0.355), _borne(187.3), _borne(0.96)
     (2, 1, 1, -1, 1)
     """
-    exponent = math.floor(math.log10(spread))
-    return 1 - exponent if round(100 * spread / 10.0**exponent) < _TWO_DIGITS_BELOW else -exponent
+    digits, _, exponent = f"{spread:.2e}".partition("e")
+    return 1 - int(exponent) if 100 * float(digits) < _TWO_DIGITS_BELOW else -int(exponent)
 
 
 def _decimals(value: float) -> int:

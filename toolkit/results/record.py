@@ -343,3 +343,8 @@ class BenchRecord:
         """A test's value in each iteration that has one, in order."""
         figure = self.tests[test]
         return tuple(item.figures[figure] for item in self.iterations if figure in item.figures)
+
+    def iterations_of(self, test: str) -> tuple[int, ...]:
+        """The number of the iteration, from 1, of each of a test's `values`."""
+        figure = self.tests[test]
+        return tuple(number for number, item in enumerate(self.iterations, 1) if figure in item.figures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ MIN_PERCENTILE_VALUES = 20
 MIN_DRIFT = 0.02
 """A run is not flagged if its figures changed by a smaller fraction, however steady the change."""
 
+_NOTHING = 1e-100
+"""A base up to this counts as 0: a ratio to it may be too large for a number."""
 _RESAMPLES = 4000
 _LEAST_RESAMPLES, _MOST_DRAWS = 1000, 10_000_000
 """Of a side with over 2,500 values fewer samples are drawn, in all as many values as here, but at least so many."""
@@ -96,9 +97,11 @@ def summary(values: Sequence[float]) -> Summary:
     """
     found = _finite(values)
     p5, median, p95 = (float(value) for value in np.percentile(found, [5, 50, 95]))
-    sd = float(found.std(ddof=1)) if len(found) > 1 else 0.0
     kept = tuple(float(value) for value in found)
-    return Summary(kept, median, float(found.mean()), sd, p5, p95, min(kept), max(kept))
+    least, most = min(kept), max(kept)
+    # The mean of equal values may be rounded, so that it differs from each of them.
+    mean, sd = (least, 0.0) if least == most else (float(found.mean()), float(found.std(ddof=1)))
+    return Summary(kept, median, mean, sd, p5, p95, least, most)
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:
@@ -118,15 +121,16 @@ def drift(values: Sequence[float]) -> Drift:
     (True, False)
     """
     found = _finite(values)
-    pairs = list(itertools.combinations(range(len(found)), 2))
-    if not pairs:
+    count = len(found)
+    if count < 2:
         return Drift(0.0, 1.0)
-    first, last = np.array(pairs).T
-    differences = found[last] - found[first]
+    # Of each pair of values, eight bytes.
+    slopes = np.concatenate(
+        [(found[first + 1 :] - found[first]) / np.arange(1, count - first) for first in range(count)]
+    )
     middle = float(np.median(found))
-    slope = float(np.median(differences / (last - first)))
-    change = slope * (len(found) - 1) / abs(middle) if middle else 0.0
-    return Drift(change, _kendall_p(int(np.sign(differences).sum()), found))
+    change = float(np.median(slopes)) * (count - 1) / abs(middle) if middle else 0.0
+    return Drift(change, _kendall_p(int(np.sign(slopes).sum()), found))
 
 
 def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> Comparison:
@@ -140,13 +144,13 @@ def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> 
     sides = [[_finite(run) for run in side] for side in (base, new)]
     pooled = [[float(value) for run in side for value in run] for side in sides]
     base_summary, new_summary = summary(pooled[0]), summary(pooled[1])
-    ratio = new_summary.median / base_summary.median if base_summary.median > 0 else None
+    ratio = new_summary.median / base_summary.median if base_summary.median > _NOTHING else None
     if min(base_summary.n, new_summary.n) < MIN_VALUES:
         return Comparison(base_summary, new_summary, ratio, None, "too few values")
     if ratio is None:
         return Comparison(base_summary, new_summary, None, None, "base not above 0")
     base_medians, new_medians = _resampled_medians(*sides)
-    interval = _percentiles(new_medians / np.where(base_medians > 0, base_medians, np.nan))
+    interval = _percentiles(new_medians / np.where(base_medians > _NOTHING, base_medians, np.nan))
     return Comparison(base_summary, new_summary, ratio, interval, _verdict(interval))
 
 

@@ -58,7 +58,8 @@ def test_csv_has_a_line_for_each_row_and_joins_notes() -> None:
     rows = list(csv.DictReader(bench_table(RECORDS, "csv").splitlines()))
     assert len(rows) == sum(len(record.tests) for record in RECORDS)
     assert rows[4]["notes"] == "throttled; drifted; gate timeout"
-    assert "values" not in rows[0]
+    empty = bench_table([record_of([], flags=("interrupted",))], "csv")
+    assert "values" not in rows[0] and "values" not in empty
 
 
 def test_flags_emulation_and_delegation_stand_beside_the_figures() -> None:
@@ -99,4 +100,11 @@ def test_outliers_are_notes_of_their_test_alone() -> None:
     assert "slow first iteration" in bench_table([slow], "md")
     (row,) = json.loads(bench_table([slow], "json"))
     assert row["notes"] == ["slow first iteration"] and row["outliers"] == [1]
+    (row,) = csv.DictReader(bench_table([slow], "csv").splitlines())
+    assert row["outliers"] == "1"
     assert "notes" not in bench_table([record_of([10.0, 10.1, 9.9, 10.0, 10.2])], "md")
+
+
+def test_what_rounding_leaves_is_no_spread() -> None:
+    assert " 0.70 ± 0.00 " in bench_table([record_of([0.7] * 3)], "md")
+    assert " 0.30 ± 0.00 " in bench_table([record_of([0.3, 0.1 + 0.2, 0.3])], "md")

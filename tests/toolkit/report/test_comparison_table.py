@@ -23,6 +23,11 @@ def test_the_table_and_json_say_the_same() -> None:
     assert test["ratio_low"] < 1.2 < test["ratio_high"]
 
 
+def test_one_iteration_has_no_spread() -> None:
+    (row,) = comparison_table(compare_results([record_of([16.18])], [record_of(BASE)])).splitlines()[2:]
+    assert "| 16.18 t/s | 10.00 ± 0.11 t/s |" in row
+
+
 def test_a_base_of_zero_has_dashes_for_its_change() -> None:
     found = compare_results([record_of([0.0] * 5)], [record_of(BASE)])
     cells = [cell.strip() for cell in comparison_table(found).splitlines()[2].strip("|").split("|")]

@@ -8,7 +8,10 @@ import pytest
 from toolkit.report.tables import FORMS, Column, Form, markdown, render
 
 COLUMNS = [Column("name", lambda row: str(row["name"])), Column("n", lambda row: str(row["n"]), numeric=True)]
-ROWS = [{"name": "a|b\x1b[31m", "n": 1, "values": [1, 2], "notes": ["x", "y"]}, {"name": "c", "n": 20}]
+ROWS = [
+    {"name": "a|b\x1b[31m", "n": 1, "outliers": [1, 2], "notes": ["x", "y"]},
+    {"name": "c", "n": 20, "outliers": []},
+]
 
 
 def test_markdown_shows_columns_and_nothing_else() -> None:
@@ -20,10 +23,10 @@ def test_markdown_shows_columns_and_nothing_else() -> None:
     ]
 
 
-def test_csv_joins_texts_and_leaves_out_lists_of_numbers() -> None:
+def test_csv_joins_lists() -> None:
     first, second = csv.DictReader(render(ROWS, COLUMNS, "csv").splitlines())
-    assert first == {"name": "a|b\\x1b[31m", "n": "1", "notes": "x; y"}
-    assert second == {"name": "c", "n": "20", "notes": ""}
+    assert first == {"name": "a|b\\x1b[31m", "n": "1", "outliers": "1; 2", "notes": "x; y"}
+    assert second == {"name": "c", "n": "20", "outliers": "", "notes": ""}
 
 
 def test_csv_has_no_formulas_of_strangers() -> None:

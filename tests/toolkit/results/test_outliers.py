@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from result_records import record_of
 
+from toolkit.results.outcomes import outcomes
 from toolkit.results.outliers import has_slow_start, outliers, remarks
 
 
@@ -38,8 +42,19 @@ def test_outliers_do_not_hide_each_other() -> None:
 def test_only_a_slow_first_iteration_is_a_slow_start(figure: str, first: float, slow: bool) -> None:
     values = [first, 10.0, 10.1, 9.9, 10.0]
     assert has_slow_start(figure, values) is slow
-    assert list(remarks(figure, values)) == ["slow first iteration" if slow else "outlier: iteration 1"]
+    assert list(remarks(figure, values, [1, 2, 3, 4, 5])) == [
+        "slow first iteration" if slow else "outlier: iteration 1"
+    ]
 
 
 def test_a_slow_first_among_other_outliers_is_one_of_them() -> None:
-    assert list(remarks("init_s", [50.0, 10.0, 10.1, 30.0, 10.0, 9.9])) == ["outliers: iterations 1, 4"]
+    assert list(remarks("init_s", [50.0, 10.0, 10.1, 30.0, 10.0, 9.9], range(1, 7))) == ["outliers: iterations 1, 4"]
+
+
+def test_an_iteration_without_a_value_counts() -> None:
+    values = [5.0, 10.0, 10.1, 9.9, 10.0]
+    assert list(remarks("decode_tokens_per_s", values, [2, 3, 4, 5, 6])) == ["outlier: iteration 2"]
+    record = record_of([10.0, 10.1, *values[::-1]])
+    without = replace(record.iterations[0], figures={})
+    (outcome,) = outcomes([replace(record, iterations=(without, *record.iterations[1:]))])
+    assert (len(outcome.values), outcome.outliers, outcome.remarks) == (6, (7,), ("outlier: iteration 7",))

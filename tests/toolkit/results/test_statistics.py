@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,11 @@ def test_summary_is_numpys() -> None:
 def test_one_value_has_no_spread() -> None:
     found = summary([7.0])
     assert (found.median, found.sd, found.p5, found.p95) == (7.0, 0.0, 7.0, 7.0)
+
+
+def test_equal_values_have_no_spread_and_are_their_mean() -> None:
+    found = summary([0.7] * 3)
+    assert (found.median, found.mean, found.sd) == (0.7, 0.7, 0.0)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
@@ -66,6 +73,15 @@ def test_drift_says_by_how_much_and_is_not_moved_by_one_outlier() -> None:
 def test_steady_but_tiny_drift_is_no_flag() -> None:
     assert drift([10.0, 10.01, 10.02, 10.03, 10.04]).p_value < 0.05
     assert not drift([10.0, 10.01, 10.02, 10.03, 10.04]).shown
+
+
+def test_drift_of_many_values_takes_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        drift(np.random.default_rng(0).normal(10, 1, 600).tolist())
+        assert tracemalloc.get_traced_memory()[1] < 40 * 600 * 599 / 2, "bytes for each pair"
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("values", [[4.0], [4.0] * 8, [4.0] * 20])
@@ -166,7 +182,8 @@ def test_runs_of_unequal_length_are_compared() -> None:
     assert (found.interval.low, found.interval.high) == (2.0, 2.0)
 
 
+@pytest.mark.parametrize("base", [0.0, 5e-324])
 @pytest.mark.parametrize(("count", "verdict"), [(5, "base not above 0"), (4, "too few values")])
-def test_a_base_of_zero_has_no_ratio(count: int, verdict: str) -> None:
-    found = compare([[0.0] * count], [[1.0] * count])
+def test_a_base_of_zero_has_no_ratio(count: int, verdict: str, base: float) -> None:
+    found = compare([[base] * count], [[1.0] * count])
     assert (found.ratio, found.interval, found.verdict) == (None, None, verdict)

@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _ROUND = (1.0, 2.0, 5.0, 10.0)
+_SAME = 1e-9
+"""Values that differ by this part of their size at most are drawn as one: marks between them would be equal numbers."""
+_NOTHING = 1e-300
+"""Too little for an axis: its steps would be 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,10 @@ def axis_over(values: Iterable[float], *, from_zero: bool = True, most_marks: in
     least, most = min(finite, default=0.0), max(finite, default=0.0)
     if from_zero:
         least, most = min(0.0, least), max(0.0, most)
-    if most <= least:
-        least, most = (least - 1, most + 1) if least and not from_zero else (least, least + 1)
+    size = max(abs(least), abs(most))
+    if most - least <= max(_SAME * size, _NOTHING):
+        around = max(1.0, 1000 * _SAME * size)
+        least, most = (least - around, most + around) if least and not from_zero else (0.0, 1.0)
     step = _round_step((most - least) / most_marks)
     first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))

@@ -48,7 +48,7 @@ def _rows(found: list[tuple[NumberedRecord, Outcome, Summary]]) -> Iterator[list
             Cell(how_it_ran(record) if first else ""),
             Cell(outcome.test if first else ""),
             Cell(device_name(record), flags=notes(record)),
-            Cell(f"#{run.number}", link=run.key),
+            Cell(f"#{run.number}", link=run.link),
             Cell(outcome.text, numeric=True),
             *(Cell(text, numeric=True) for text in texts),
             Cell(str(len(outcome.values)), numeric=True),

@@ -28,7 +28,7 @@ def flash_probe_table(runs: Sequence[NumberedRecord]) -> Table | None:
     figures = list(dict.fromkeys(name for found in medians for name in found))
     rows = [
         [
-            Cell(f"#{run.number}", link=run.key),
+            Cell(f"#{run.number}", link=run.link),
             Cell(device_name(run.record)),
             Cell(outcome.test, flags=notes(run.record) if outcome.test == next(iter(run.record.tests)) else ()),
             Cell(run.record.start),

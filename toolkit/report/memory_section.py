@@ -67,7 +67,7 @@ def _groups_table(runs: Sequence[NumberedRecord], names: Sequence[str]) -> Table
             "-" if group is None else f"{quantity('bytes', group.rss_bytes)} of {quantity('bytes', group.mapped_bytes)}"
             for group in found
         ]
-        rows.append([Cell(f"#{run.number}", link=run.key), *(Cell(text, numeric=True) for text in texts)])
+        rows.append([Cell(f"#{run.number}", link=run.link), *(Cell(text, numeric=True) for text in texts)])
     return plain_table(["run", *names], rows)
 
 
@@ -94,7 +94,7 @@ def _moment_rows(run: NumberedRecord) -> Iterator[list[Cell]]:
             continue
         texts = [quantity(figure, found[figure]) if figure in found else "-" for figure in figures]
         yield [
-            Cell(f"#{run.number}" if first else "", link=run.key if first else ""),
+            Cell(f"#{run.number}" if first else "", link=run.link if first else ""),
             Cell(what if first else "", flags=notes(run.record) if first else ()),
             Cell(moment),
             *(Cell(text, numeric=True) for text in texts),

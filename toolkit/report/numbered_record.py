@@ -18,11 +18,18 @@ class NumberedRecord:
 
     number: int
     record: BenchRecord
+    has_section: bool = True
+    """Whether the page has a section about it."""
 
     @property
     def key(self) -> str:
         """The HTML id of the run's heading."""
         return f"run-{self.number}"
+
+    @property
+    def link(self) -> str:
+        """The id to which its number is a link; empty without a section."""
+        return self.key if self.has_section else ""
 
 
 def row_labels(runs: Sequence[NumberedRecord]) -> list[str]:

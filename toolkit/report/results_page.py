@@ -21,9 +21,9 @@ from toolkit.results.record import BenchRecord, DriftRecord, Flag
 from toolkit.results.statistics import MIN_PERCENTILE_VALUES, MIN_VALUES, compare, median_interval, summary
 
 _ACCEPTANCE = "draft_acceptance_fraction"
-MAX_RUNS, MAX_SECTIONS, MAX_PLOTS, MAX_STARTS = 100, 10, 10, 20
-"""The most runs that a page shows, and the most sections, plots of distributions, and pairs of a cold and a warm run:
-no mail program would open a page with thousands."""
+MAX_RUNS, MAX_SECTIONS, MAX_PLOTS, MAX_STARTS, MAX_CARDS = 100, 10, 10, 20, 20
+"""The most runs that a page shows, and the most sections, plots of distributions, pairs of a cold and a warm run, and
+cards: no mail program would open a page with thousands."""
 
 _RESULTS_NOTES: Mapping[str, str] = {
     "median ± sd": "Median and standard deviation over the iterations, with the digits that their spread justifies; "
@@ -87,19 +87,25 @@ def results_page(
     `left_out`: why a runner did not measure, by its name. `folders`: for links, the folder of each record's file,
     relative to the page.
     """
-    every = [NumberedRecord(number, record) for number, record in enumerate(records, 1)]
-    is_long = len(every) > MAX_RUNS
+    is_long = len(records) > MAX_RUNS
+    first_section = len(records) - MAX_SECTIONS if is_long else 0
+    every = [NumberedRecord(place + 1, record, place >= first_section) for place, record in enumerate(records)]
     runs = every[-MAX_RUNS:]
     detailed = [(run, folder) for run, folder in itertools.zip_longest(every, folders, fillvalue=".")]
     days = sorted({record.started_utc[:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     tools = ", ".join(sorted({record.tool for record in records}))
     devices, compared = tuple(_devices(runs)), devices_table(runs)
+    every_card, plots, pairs = cards(runs), tuple(_distributions(runs)), tuple(_start_pairs(runs))
+    most_plots = MAX_PLOTS if is_long else len(plots)
     return ResultsPage(
         introduction=f"{runs_text(len(every))}, {when}, by {tools}",
-        cards=cards(runs),
+        cards=every_card[-MAX_CARDS:],
         warnings=(
             *_left_out_runs(len(every)),
+            *_left_out("cards, one for each model on each device", len(every_card), "last", MAX_CARDS),
+            *_left_out("plots of iterations", len(plots), "first", most_plots),
+            *_left_out("pairs of a cold and a warm run", len(pairs), "first", MAX_STARTS),
             *_warnings(runs),
             *(f"Not measured by {name}: {why}." for name, why in (left_out or {}).items()),
         ),
@@ -107,8 +113,8 @@ def results_page(
         results_notes=_notes_for([device.results for device in devices], _RESULTS_NOTES),
         compared=compared,
         compared_notes=_notes_for([compared] if compared is not None else [], _COMPARED_NOTES),
-        distributions=tuple(itertools.islice(_distributions(runs), MAX_PLOTS if is_long else None)),
-        starts=_starts(runs),
+        distributions=plots[:most_plots],
+        starts=_starts(pairs[:MAX_STARTS]),
         memory=memory_section(runs),
         flash_probe=flash_probe_table([run for run in runs if run.record.runner == FLASH_PROBE]),
         runs=tuple(
@@ -148,6 +154,13 @@ def _left_out_runs(count: int) -> Iterator[str]:
         yield f"Of {count:,} runs, the page shows {shown}; gemma-edge report with fewer files shows others."
 
 
+def _left_out(what: str, count: int, which: str, most: int) -> Iterator[str]:
+    """A sentence if a page shows only the first or the last `most` of `count` parts."""
+    if count > most:
+        shown = f"the {which} {most}"
+        yield f"Of {count:,} {what}, the page shows {shown}; gemma-edge report with fewer files shows others."
+
+
 def _numbers(runs: Sequence[NumberedRecord]) -> str:
     return ("run " if len(runs) == 1 else "runs ") + ", ".join(f"#{run.number}" for run in runs)
 
@@ -175,7 +188,7 @@ def _devices(runs: Sequence[NumberedRecord]) -> Iterator[DeviceResults]:
 def _run_heading(run: NumberedRecord) -> Cell:
     model = run.record.model
     name = joined(model.name, model.size, model.quantization)
-    return Cell(f"#{run.number} {name}: {how_it_ran(run.record)}", flags=notes(run.record), link=run.key)
+    return Cell(f"#{run.number} {name}: {how_it_ran(run.record)}", flags=notes(run.record), link=run.link)
 
 
 def _test_row(record: BenchRecord, outcome: Outcome) -> list[Cell]:
@@ -209,7 +222,7 @@ def _interval_text(outcome: Outcome) -> str:
     interval = median_interval(outcome.values) if outcome.values else None
     if interval is None:
         return "-"
-    return span(outcome.figure, interval.low, interval.high, like=outcome.found.sd if outcome.found else None)
+    return span(outcome.figure, interval.low, interval.high)
 
 
 def _range_texts(outcome: Outcome) -> tuple[str, str]:
@@ -265,12 +278,16 @@ def _axis(figure: str, values: Sequence[float]) -> tuple[float, str]:
     return 1.0, {"t/s": "tokens/s", "": figure}.get(unit(figure), unit(figure))
 
 
-def _starts(runs: Sequence[NumberedRecord]) -> Table | None:
-    """A table of cold and warm starts, for configurations measured both ways; of many pairs, the first MAX_STARTS."""
-    cold_runs = [run for run in runs if run.record.start == "cold"]
-    warm_runs = [run for run in runs if run.record.start == "warm"]
-    pairs = ((cold, warm) for cold in cold_runs for warm in warm_runs if _same_but_start(cold.record, warm.record))
-    rows = [row for cold, warm in itertools.islice(pairs, MAX_STARTS) for row in _start_rows(cold, warm)]
+def _start_pairs(runs: Sequence[NumberedRecord]) -> Iterator[tuple[NumberedRecord, NumberedRecord]]:
+    """Each cold run with each warm run of the same configuration."""
+    for cold, warm in itertools.product(runs, runs):
+        if (cold.record.start, warm.record.start) == ("cold", "warm") and _same_but_start(cold.record, warm.record):
+            yield cold, warm
+
+
+def _starts(pairs: Sequence[tuple[NumberedRecord, NumberedRecord]]) -> Table | None:
+    """A table of cold and warm starts, for configurations measured both ways."""
+    rows = [row for cold, warm in pairs for row in _start_rows(cold, warm)]
     headings = ["runs", "what", "test", "cold", "warm", "cold / warm", "95 % interval", "notes"]
     return without_empty_columns(plain_table(headings, rows)) if rows else None
 

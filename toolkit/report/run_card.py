@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -9,13 +10,10 @@ from toolkit.report.numbered_record import NumberedRecord, how_it_ran, joined
 from toolkit.report.page import Card, CardFigure, Verdict
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import device_name
-from toolkit.results.outcomes import Outcome, outcomes
+from toolkit.results.outcomes import Outcome, outcomes, summary_text
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord, EnergySource, Flag
 from toolkit.results.statistics import MIN_VALUES, summary
-
-MAX_CARDS = 20
-"""The most cards that a page shows: those of the last models and devices."""
 
 MEANINGS: Mapping[Flag, str] = {
     "throttled": "the device slowed down to stay cool",
@@ -63,21 +61,32 @@ def cards(runs: Sequence[NumberedRecord]) -> tuple[Card, ...]:
     for run in runs:
         if {_FIRST, _DECODE} & set(run.record.tests.values()):
             model = run.record.model
-            key = (model.name, model.size or "", model.quantization or "", device_name(run.record))
+            key = (model.name, model.size or "", model.quantization or "", model.sha256, device_name(run.record))
             found.setdefault(key, []).append(run)
-    chosen = list(found.values())[-MAX_CARDS:]
-    return tuple(_card(number, same) for number, same in enumerate(chosen, 1))
+    names = Counter(_card_name(same[0].record) for same in found.values())
+    return tuple(
+        _card(number, same, has_hash=names[_card_name(same[0].record)] > 1)
+        for number, same in enumerate(found.values(), 1)
+    )
 
 
-def _card(number: int, runs: Sequence[NumberedRecord]) -> Card:
+def _card_name(record: BenchRecord) -> tuple[str, str]:
+    """The title and the subtitle of a record's card; models that differ in their hash alone have the same."""
+    model = record.model
+    return joined(model.name, model.size, model.quantization), f"on {device_name(record)}"
+
+
+def _card(number: int, runs: Sequence[NumberedRecord], *, has_hash: bool) -> Card:
+    """A card of one model on one device; `has_hash`: name the model's hash too, because another has the same name."""
     shown = min(reversed(runs), key=lambda run: (len(run.record.flags), run.record.start != "warm"))
     record = shown.record
     tests = {outcome.figure: outcome for outcome in outcomes([record]) if outcome.found is not None}
     others = [run for run in runs if run is not shown]
+    title, subtitle = _card_name(record)
     return Card(
         key=f"card-{number}",
-        title=joined(record.model.name, record.model.size, record.model.quantization),
-        subtitle=f"on {device_name(record)}",
+        title=f"{title} ({record.model.sha256[:12]})" if has_hash else title,
+        subtitle=subtitle,
         figures=(
             _measured(_FIRST, tests, _prompt_text(tests.get(_FIRST))),
             _measured(_DECODE, tests, f"prefill {tests[_PREFILL].text}" if _PREFILL in tests else ""),
@@ -118,8 +127,7 @@ def _energy(record: BenchRecord) -> CardFigure:
     energy, name = record.energy, "energy"
     values = [item.figures[_JOULES] for item in record.iterations if _JOULES in item.figures]
     if values:
-        found = summary(values)
-        text = quantity(_JOULES, found.median, found.sd if found.n > 1 else None)
+        text = summary_text(_JOULES, summary(values))
         return CardFigure(name, text, ENERGY_SOURCES.get(energy.source, "") if energy is not None else "")
     traced = None if record.trace is None else record.trace.energy
     if traced is not None and _JOULES in traced.figures:
@@ -166,7 +174,8 @@ def _doubts(tests: Mapping[str, Outcome]) -> Iterator[str]:
         if figure in tests:
             found = tests[figure].found
             if found is not None and found.n > 1 and found.sd > _VARIES * abs(found.median):
-                yield f"the {name} varies by {found.sd / abs(found.median):.0%} (standard deviation)"
+                share = f"{found.sd / abs(found.median):.0%}" if found.median else quantity(figure, found.sd)
+                yield f"the {name} varies by {share} (standard deviation)"
             yield from (f"{name}: {remark}" for remark in tests[figure].remarks)
 
 

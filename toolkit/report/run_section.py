@@ -131,8 +131,10 @@ def _line(times: Sequence[float | None], values: Sequence[float | None], factor:
 
 
 def _cluster_name(cluster: ClusterRecord) -> str:
-    """The CPUs of a cluster, such as `CPUs 0-3` or `CPU 7`."""
+    """The CPUs of a cluster, such as `CPUs 0-3` or `CPU 7`; its own name if none of them is known."""
     cpus = [core.cpu for core in cluster.cores]
+    if not cpus:
+        return cluster.name
     if len(cpus) == 1:
         return f"CPU {cpus[0]}"
     is_range = cpus == list(range(cpus[0], cpus[-1] + 1))

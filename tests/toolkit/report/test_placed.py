@@ -20,6 +20,8 @@ from toolkit.report.plots import Bar, Distributions, Line, Panel, StackedBars, T
         ([-3.0, 4.0], True, (-4, -2, 0, 2, 4)),
         ([31.0, 31.2, math.nan], False, (31.0, 31.05, 31.1, 31.15, 31.2)),
         ([5.0], False, (4.0, 4.5, 5.0, 5.5, 6.0)),
+        ([1e18], False, (1e18 - 1e12, 1e18 - 0.5e12, 1e18, 1e18 + 0.5e12, 1e18 + 1e12)),
+        ([5e-324], True, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)),
     ],
 )
 def test_an_axis_has_round_marks_and_holds_all_values(

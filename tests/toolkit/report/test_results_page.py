@@ -22,7 +22,16 @@ from toolkit.report.page import Cell, plain_table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import dump_record, parse_record
-from toolkit.results.record import BenchRecord, Delegation, Figures, Flag, Iteration, TraceEnergy, TraceRecord
+from toolkit.results.record import (
+    BenchRecord,
+    ClusterRecord,
+    Delegation,
+    Figures,
+    Flag,
+    Iteration,
+    TraceEnergy,
+    TraceRecord,
+)
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}]]>&\u202e$\\frac$ javascript:alert(3)"
 TEMPLATES = Path(page_module.__file__).parent / "templates"
@@ -355,3 +364,39 @@ def test_a_page_of_very_many_runs_shows_the_last_ones_and_says_so() -> None:
     assert page.runs[-1].title.startswith("#10000 ")
     assert len(page.distributions) <= results_page_module.MAX_PLOTS
     assert sum(len(device.results.groups) for device in page.devices) <= results_page_module.MAX_RUNS
+
+
+def test_links_lead_only_to_runs_that_have_a_section() -> None:
+    reader = page_of(*RECORDS * 13)
+    keys = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
+    links = {(attributes["href"] or "")[1:] for tag, attributes in reader.tags if tag == "a"}
+    assert "run-104" in links and links <= keys
+    assert "Of 104 runs" in reader.text and "#5 " in reader.text
+
+
+def test_whatever_is_left_out_is_named() -> None:
+    text = page_of(*[RECORDS[0], RECORDS[2]] * 5).text
+    assert "Of 25 pairs of a cold and a warm run, the page shows the first 20;" in text
+    models = [replace(RECORDS[0], model=replace(RECORDS[0].model, name=f"model-{i}")) for i in range(21)]
+    reader = page_of(*models)
+    assert "Of 21 cards, one for each model on each device, the page shows the last 20;" in reader.text
+    assert sum(attributes.get("class") == "card" for _, attributes in reader.tags) == 20
+    assert "Of " not in page_of(*RECORDS).text
+
+
+def test_an_interval_has_the_digits_of_half_its_width() -> None:
+    values = [10.0, 10.004, 9.996, 10.002, 9.998, 10.001, 9.999, 13.0]
+    assert "9.9980 to 10.0040 t/s" in page_of(record_of(values)).text
+
+
+def test_a_cluster_without_known_cores_has_its_own_name() -> None:
+    cluster = ClusterRecord("policy4", None, (1e9,) * len(RECORDS[0].samples.columns["t_s"]), ())
+    assert "policy4" in page_of(record_of([1.0], clusters=(cluster,))).drawn
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e18])
+def test_values_at_the_ends_of_the_range_make_a_page(value: float) -> None:
+    record = record_of([value] * 5)
+    columns = {**record.samples.columns, "temperature_celsius": (value,) * len(record.samples.columns["t_s"])}
+    assert "°C" in page_of(replace(record, samples=replace(record.samples, columns=columns))).drawn
+    assert "tg128" in page_of(record_of([0.0, 0.0, 0.0, value, value])).text

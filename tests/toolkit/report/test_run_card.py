@@ -57,6 +57,7 @@ def test_few_iterations_spread_and_outliers_are_reasons_for_care() -> None:
         (STEADY[:1], "1 iteration is too few"),
         ([10.0, 14.0, 7.0, 10.0, 12.0], "the decode rate varies by"),
         ([5.0, *STEADY], "decode rate: slow first iteration"),
+        ([0.0, 0.0, 0.0, 0.0, 5.0], "the decode rate varies by 2.24 t/s"),
     ):
         (card,) = cards_of(record_of(values))
         assert card.verdict.level == "care" and any(words.lower() in text.lower() for text in card.verdict.reasons)
@@ -82,3 +83,11 @@ def test_energy_has_its_source_or_why_it_is_missing() -> None:
     )
     (card,) = cards_of(replace(record, energy=replace(energy, source="none", unavailable="the battery was charging")))
     assert (card.figures[3].value, card.figures[3].detail) == ("not measured", "the battery was charging")
+
+
+def test_models_that_differ_in_their_hash_alone_have_cards_of_their_own() -> None:
+    record = record_of(STEADY)
+    other = replace(record, model=replace(record.model, sha256="0" * 64))
+    titles = [card.title for card in cards_of(record, other, record)]
+    name = "gemma-3n-E2B-it-int4 E2B int4"
+    assert titles == [f"{name} ({record.model.sha256[:12]})", f"{name} (000000000000)"]

@@ -45,6 +45,8 @@ class BenchRequest:
     workload: Workload = field(default_factory=Workload)
     lengths_given: bool = False
     """Whether the workload's numbers of tokens were asked for, and are not the defaults."""
+    later: tuple[Workload, ...] = ()
+    """Workloads to benchmark afterwards: what cannot be measured of them is refused before this one is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ def _check_choice(spec: RunnerSpec, request: BenchRequest, runners: Sequence[Run
             owners = [other.name for other in runners if option in other.options]
             found = f"cannot be used with --runner {spec.name}, only with {' or '.join(owners)}"
             raise UsageError(option.flag, found=found)
-    spec.check(RunnerOptions(request.options), request.workload)
+    for workload in (request.workload, *request.later):
+        spec.check(RunnerOptions(request.options), workload)
 
 
 def _candidates(request: BenchRequest, runners: Sequence[RunnerSpec], is_phone: bool | None) -> list[RunnerSpec]:
@@ -161,7 +164,8 @@ def bench(
         spec = choose_runner(request, runners, is_phone=_is_phone(device))
         runner = spec.make(RunnerRequest(RunnerOptions(request.options), request.workload, device, listener))
         with _opened(request, spec, listener, machine.serial) as model:
-            plan = runner.plan(model, request.workload)  # refuses what does not fit, before anything takes long
+            # Refuses what does not fit, before anything takes long.
+            plan, *_ = [runner.plan(model, workload) for workload in (request.workload, *request.later)]
             job_settings = _job_settings(settings, machine, device, listener)
             with listener.pushing(machine.serial) as progress:
                 placed = place_model(machine, model, progress=progress)

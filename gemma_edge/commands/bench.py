@@ -20,7 +20,7 @@ from gemma_edge.api.bench import bench_records, trace_folder
 from gemma_edge.api.bench_devices import BenchFailure, bench_each
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.options.session import number, positive, positive_number
+from gemma_edge.options.session import number, positive, positive_seconds, seconds
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.benchmarks import TerminalListener
 from gemma_edge.words.wide_tables import fitted
@@ -165,7 +165,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeout",
         metavar="S",
-        type=positive_number,
+        type=positive_seconds,
         default=600.0,
         help="kill a process that takes longer (default: 600)",
     )
@@ -179,7 +179,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
         "many degrees (default: 2 degrees above its temperature at rest)",
     )  # fmt: skip
     group.add_argument(
-        "--gate-timeout", metavar="S", type=_seconds, default=300.0, help="wait at most so many seconds (default: 300)"
+        "--gate-timeout", metavar="S", type=seconds, default=300.0, help="wait at most so many seconds (default: 300)"
     )
     group.add_argument(
         "--refuse-hot",
@@ -198,7 +198,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cool-down",
         metavar="S",
-        type=_seconds,
+        type=seconds,
         help="pause between iterations (default: 5; with --host or an emulated device 0)",
     )
     group.add_argument(
@@ -212,7 +212,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
         help="seconds between samples of memory, frequencies and power (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--idle-seconds", metavar="S", type=_seconds, default=DEFAULT_IDLE_S,
+        "--idle-seconds", metavar="S", type=seconds, default=DEFAULT_IDLE_S,
         help="first measure the power of the device at rest for so many seconds, if it reports its power; 0: skip this "
         "(default: %(default)g)",
     )  # fmt: skip
@@ -226,14 +226,6 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
-def _seconds(text: str) -> float:
-    """A number of seconds, at least 0."""
-    value = number(text)
-    if value < 0:
-        raise UsageError(found=text, wanted="seconds")
-    return value
-
-
 def _percent(text: str) -> float:
     """A percentage; 0 means that no battery counts as low."""
     value = number(text)
@@ -244,7 +236,7 @@ def _percent(text: str) -> float:
 
 def _interval(text: str) -> float:
     """An interval in seconds; much shorter ones would mostly measure the sampler itself."""
-    value = number(text)
+    value = seconds(text)
     if value < _SHORTEST_S:
         raise UsageError(found=text, wanted=f"at least {_SHORTEST_S} seconds")
     return value
@@ -283,9 +275,10 @@ def _measure(
     arguments: argparse.Namespace, devices: Sequence[str], terminal: Terminal
 ) -> Iterator[BenchRecord | BenchFailure]:
     """Measure all lengths in turn; with several devices, stop after a length that failed on one of them."""
-    for workload in _workloads(arguments):
+    workloads = _workloads(arguments)
+    for place, workload in enumerate(workloads, 1):
         failed = False
-        for found in _measure_one(arguments, workload, devices, terminal):
+        for found in _measure_one(arguments, workload, workloads[place:], devices, terminal):
             failed |= isinstance(found, BenchFailure)
             yield found
         if failed:
@@ -293,12 +286,18 @@ def _measure(
 
 
 def _measure_one(
-    arguments: argparse.Namespace, workload: Workload, devices: Sequence[str], terminal: Terminal
+    arguments: argparse.Namespace,
+    workload: Workload,
+    later: Sequence[Workload],
+    devices: Sequence[str],
+    terminal: Terminal,
 ) -> Iterator[BenchRecord | BenchFailure]:
     """Measure one device in this process, several each in a process of its own."""
     options = _given_options(arguments)
     lengths_given = arguments.prompt_tokens is not None or arguments.generated_tokens is not None
-    request = BenchRequest(arguments.model, arguments.runner, options, arguments.size, workload, lengths_given)
+    request = BenchRequest(
+        arguments.model, arguments.runner, options, arguments.size, workload, lengths_given, tuple(later)
+    )
     settings = _settings(arguments)
     if len(devices) > 1:
         yield from bench_each(

@@ -7,7 +7,7 @@ import dataclasses
 
 from device_harness.adb.devices import searches_usb
 from gemma_edge.api.devices import devices
-from gemma_edge.options.session import number
+from gemma_edge.options.session import positive_seconds
 from gemma_edge.terminal import Terminal, one_line, table
 
 EXAMPLES = (
@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also try this address; may be repeated (emulator ports on this computer are always searched)",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", metavar="S", type=number, default=3.0, help="seconds to wait for a device's answer (default: 3)"
-    )
+        "--timeout", metavar="S", type=positive_seconds, default=3.0,
+        help="seconds to wait for a device's answer (default: 3)",
+    )  # fmt: skip
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:

@@ -11,8 +11,6 @@ from gemma_edge.terminal import Terminal
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.drafting.make import StageProgress
 
-_STAGES = {"write": "drafter: write text", "fit": "drafter: fit"}
-
 
 def add_drafter_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """`--drafter` and `--drafter-tokens`; `what`: where the drafter goes."""
@@ -33,6 +31,6 @@ def add_drafter_arguments(parser: argparse.ArgumentParser, what: str) -> None:
 @contextmanager
 def drafter_bars(terminal: Terminal) -> Iterator[StageProgress]:
     """A bar for each stage."""
-    with terminal.bar(_STAGES["write"]) as write, terminal.bar(_STAGES["fit"]) as fit:
+    with terminal.bar("drafter: write text", "tokens") as write, terminal.bar("drafter: fit", "steps") as fit:
         bars = {"write": write, "fit": fit}
         yield lambda stage, done, total: bars[stage](done, total)

@@ -29,6 +29,8 @@ from toolkit.runtime.weight_cache import parse_weight_cache
 
 # Smaller models load within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
+MOST_SECONDS = 1_000_000
+"""The longest time that an option takes, eleven days: poll(2) cannot wait for 25."""
 LIMITS = (
     "an answer ends after -n tokens, or when it and its prompt fill the bundle's context",
     f"a prompt has at most {MAX_PROMPT_CHARACTERS:,} characters, and fits the context (convert --context)",
@@ -282,6 +284,20 @@ def positive_number(text: str) -> float:
     if value <= 0:
         raise UsageError(found=text, wanted="a number above 0")
     return value
+
+
+def seconds(text: str) -> float:
+    """The argparse type of a time in seconds, from 0 to MOST_SECONDS."""
+    value = number(text)
+    if not 0 <= value <= MOST_SECONDS:
+        raise UsageError(found=text, wanted=f"0 to {MOST_SECONDS:,} seconds")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """The argparse type of a time in seconds above 0, up to MOST_SECONDS."""
+    positive_number(text)
+    return seconds(text)
 
 
 def _integer(text: str) -> int:

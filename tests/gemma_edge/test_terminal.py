@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from gemma_edge.options.drafter import drafter_bars
 from gemma_edge.terminal import Terminal, table, write_line
 from gemma_edge.words.wide_tables import fitted
 from toolkit.report.tables import markdown
@@ -138,6 +139,15 @@ def test_a_bar_says_how_much_is_done_and_leaves_nothing(monkeypatch: pytest.Monk
     assert r"[bold]work\x1b" in shown and "25 %" in shown and "1.50 MB of 6.00 MB" in shown
     erased = err.getvalue().rpartition("\x1b[2K")[2]
     assert not re.sub(r"\x1b\[[?\d;]*[A-Za-z]|\r", "", erased)
+
+
+def test_the_bars_of_a_drafter_count_tokens_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, err = screens(monkeypatch)
+    with drafter_bars(Terminal(bar_after_s=0)) as show:
+        show("fit", 1, 9)
+        show("write", 500, 2_000)
+        shown = _drawn(err)
+    assert "500 of 2,000 tokens" in shown and "1 of 9 steps" in shown
 
 
 def test_lines_are_written_above_the_bars_of_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def read_results(path: Path | str, *, skip_torn_line: bool = False) -> ResultsFi
                     raise ResultsError(place, file=path, found=f"over {MAX_LINE_BYTES:,} bytes")
                 if skip_torn_line:
                     return ResultsFile(tuple(found), len(line))
-                raise _torn(path, place, len(line))
+                raise _torn(path, place, len(line), "pass --skip-torn-line to continue without it")
             found.append(parse_record(line, path, place))
     return ResultsFile(tuple(found))
 
@@ -188,7 +188,7 @@ def _remove_torn_line(fd: int, path: Path | str, *, drop_torn_line: bool) -> Non
     size = os.fstat(fd).st_size
     torn = size - _end_of_lines(fd, size)
     if torn and not drop_torn_line:
-        raise _torn(path, "last line", torn)
+        raise _torn(path, "last line", torn, "pass --drop-torn-line to remove it")
     if torn:
         os.ftruncate(fd, size - torn)
 
@@ -271,6 +271,6 @@ def _end_of_lines(fd: int, size: int) -> int:
     return 0
 
 
-def _torn(path: Path | str, place: str, count: int) -> ResultsError:
+def _torn(path: Path | str, place: str, count: int, remedy: str) -> ResultsError:
     found = f"{count:,} bytes without a line end, probably left by a crash"
-    return ResultsError(place, file=path, found=found, remedy="pass --skip-torn-line to continue without it")
+    return ResultsError(place, file=path, found=found, remedy=remedy)

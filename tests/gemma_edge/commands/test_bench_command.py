@@ -285,6 +285,15 @@ def test_wrong_use_is_one_error(
     assert captured.out == "" and wanted in captured.err.splitlines()[-1]
 
 
+def test_every_length_of_a_list_is_judged_before_the_first_is_measured(
+    random_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_harness.bench.run.run_job", None)
+    assert main(["bench", str(random_bundle), "--host", "-p", "8,100000", "-n", "4", "--idle-seconds", "0"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "found 100004 tokens, wanted at most" in captured.err
+
+
 @pytest.mark.slow
 def test_a_torn_results_file_is_an_error_before_anything_is_measured(
     random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
+import errno
 import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 from gemma_edge.parser import parse, print_help
-from gemma_edge.terminal import Label, Terminal, one_line, write_line
+from gemma_edge.terminal import Label, Terminal, to_stderr, write_line
 from toolkit.base.errors import EnvironmentFault, ToolkitError, UsageError, system_reason
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 _SIGNALLED = 128  # plus the signal's number, as in shells
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of a path that can name no file, on no machine."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG_USE
     try:
         arguments = parse(words)
-    except UsageError as error:
-        return _fail(error, as_json="--json" in words, traced=False)
+    except BrokenPipeError:
+        return DONE
+    except (ToolkitError, OSError) as error:
+        return _fail(_known(error), Terminal(as_json="--json" in words), traced=False)
     except SystemExit as end:
         return _exit_code(end)
     except KeyboardInterrupt:
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """The entry point of the `gemma-edge` command; ends the process."""
+    """Run the command of this process's arguments, and end the process."""
     _open_standard_streams()
     if "_ARGCOMPLETE" in os.environ:
         from gemma_edge.completion import complete
@@ -59,7 +63,6 @@ def entry() -> NoReturn:
         code = main()
     except SystemExit as end:
         code = _exit_code(end)
-    sys.stdout.flush()
     sys.exit(code)
 
 
@@ -79,16 +82,13 @@ def _open_standard_streams() -> None:
 def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> int:
     try:
         code: int = arguments.execute(arguments, terminal)
-        sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader closed the pipe. Python flushes stdout again at exit, so point it somewhere valid.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return DONE  # the reader of stdout has seen enough
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:
-        return _fail(_known(error), as_json=terminal.as_json, traced=traced)
+        return _fail(_known(error), terminal, traced=traced)
 
 
 def _known(error: Exception) -> ToolkitError:
@@ -96,7 +96,8 @@ def _known(error: Exception) -> ToolkitError:
     if isinstance(error, ToolkitError):
         return error
     if isinstance(error, OSError):
-        return EnvironmentFault(file=error.filename, found=system_reason(error))
+        kind = UsageError if error.errno in _NO_PATH else EnvironmentFault
+        return kind(file=error.filename, found=system_reason(error))
     if isinstance(error, MemoryError):
         return EnvironmentFault(found="out of memory", remedy="choose a smaller size")
     found = f"a bug in gemma-edge ({type(error).__name__}: {error})"
@@ -112,22 +113,20 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 def _exit_code(end: SystemExit) -> int:
     code = end.code if isinstance(end.code, int) else WRONG_USE
     if code > _SIGNALLED:
-        sys.stderr.write("terminated\n")
+        to_stderr("terminated\n")
     return code
 
 
 def _interrupted() -> int:
-    sys.stderr.write("interrupted\n")
+    to_stderr("interrupted\n")
     return INTERRUPTED
 
 
-def _fail(error: ToolkitError, *, as_json: bool, traced: bool) -> int:
+def _fail(error: ToolkitError, terminal: Terminal, *, traced: bool) -> int:
     if traced:
         write_line("info", traceback.format_exc().rstrip())
-    write_line("error", one_line(str(error)))
-    if as_json:
-        sys.stdout.write(json.dumps({"error": error.to_json(), "exit_code": error.exit_code}) + "\n")
-        sys.stdout.flush()
+    with suppress(OSError):  # under --json, of a stdout that cannot be written; the line on stderr has said it
+        terminal.error(error)
     return error.exit_code
 
 

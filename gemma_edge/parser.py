@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import sys
 from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import toolkit
+from gemma_edge.terminal import to_stderr, to_stdout
 from toolkit.base.errors import UsageError
 
 VERBS = {
@@ -62,6 +64,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self._refuse(message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or the version; argparse would pass over what cannot be written."""
+        (to_stderr if file is sys.stderr else to_stdout)(message)
 
     def parse_words(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parse options and other words in any order; also returns what is left over."""

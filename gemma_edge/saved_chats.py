@@ -33,7 +33,7 @@ def save_chat(path: Path, messages: Sequence[Message]) -> None:
     """Write a conversation; replace only a file that is one too. UsageError if it has images or sounds."""
     if any(message.media for message in messages):
         raise UsageError("conversation", found="images or sounds", wanted="text only, to be saved")
-    target = Output(path, _SAVED_CHAT).require()
+    target = Output(path, _SAVED_CHAT, offers_force=False).require()
     value = {"format": FORMAT, "messages": [{"role": item.role, "content": item.text} for item in messages]}
     write_bytes(target, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from toolkit.base.errors import ToolkitError
 from toolkit.base.printable import printable, printable_json
 
 if TYPE_CHECKING:
@@ -73,8 +74,14 @@ class Terminal:
         """Print a piece of what is no part of the result on stderr, without a newline; nothing under `--quiet`."""
         if not self._quiet:
             with self._hidden_bars(sys.stderr):
-                sys.stderr.write(_shown(text))
-                sys.stderr.flush()
+                to_stderr(_shown(text))
+
+    def error(self, error: ToolkitError) -> None:
+        """Print an error as a line on stderr; under `--json`, print its object on stdout too."""
+        with self._hidden_bars(sys.stderr):
+            write_line("error", one_line(str(error)))
+        if self.as_json:
+            self._write(json.dumps({"error": error.to_json(), "exit_code": error.exit_code}) + "\n")
 
     def log(self, label: Label, text: str) -> None:
         """Print a line of the log; the caller has filtered by level."""
@@ -122,8 +129,7 @@ class Terminal:
 
     def _write(self, text: str) -> None:
         with self._hidden_bars(sys.stdout):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            to_stdout(text)
 
     def _hidden_bars(self, stream: TextIO) -> AbstractContextManager[None]:
         return self._bars.hidden() if self._bars is not None and stream.isatty() else nullcontext()
@@ -136,8 +142,37 @@ def one_line(text: str) -> str:
 
 def write_line(label: Label, text: str) -> None:
     """Print a line on stderr, which starts with the label of an error or a warning."""
-    sys.stderr.write(f"{_shown(text)}\n" if label == "info" else f"{_coloured(label)} {_shown(text)}\n")
-    sys.stderr.flush()
+    to_stderr(f"{_shown(text)}\n" if label == "info" else f"{_coloured(label)} {_shown(text)}\n")
+
+
+def to_stdout(text: str) -> None:
+    """Write a text on stdout, and all that it still holds.
+
+    OSError that names standard output if that fails, as on a full disk; BrokenPipeError if its reader has closed it.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        _give_up(sys.stdout)
+        error.filename = "standard output"
+        raise
+
+
+def to_stderr(text: str) -> None:
+    """Write a text on stderr; nobody can be told of one that cannot be written, so it is lost."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Send what a stream still holds to the null device: Python writes it again at the end of the process."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _shown(text: str) -> str:

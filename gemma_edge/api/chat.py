@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.base.errors import UsageError
 from toolkit.bundle.chat import Message, check_roles
+from toolkit.bundle.tokenizer import require_unicode
 from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
 from toolkit.runtime.media_prompt import MediaFile, Medium
@@ -36,7 +37,6 @@ class Chat:
         self._sampler = sampler
         self._settings = settings
         self.system = system
-        """Instructions for the whole conversation, or None; a change applies from the next message on."""
         self._turns: list[_Turn] = []
         self._conversation = object()
 
@@ -91,6 +91,15 @@ class Chat:
             on_thought=on_thought,
             ended=partial(self._remember, message, shown),
         )
+
+    @property
+    def system(self) -> str | None:
+        """Instructions for the whole conversation, or None; a change applies from the next message on."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._system = None if text is None else require_unicode(text, "system prompt")
 
     @property
     def size(self) -> str:

@@ -180,7 +180,8 @@ class Model:
         if raw:
             built = raw_prompt(self._bundle, self._tokenizer, text, shown)
         else:
-            messages = [*system_message(system), self.user_message(text, shown)]
+            instructions = None if system is None else require_unicode(system, "system prompt")
+            messages = [*system_message(instructions), self.user_message(text, shown)]
             built = self.prompt_of(messages, shown, thinking=thinking)
         settings = AnswerSettings(max_tokens, stop_texts(stop), ignore_eos, speculative, thinking)
         return self.answer_to(

@@ -100,7 +100,7 @@ class _Lines:
                 self._command(command, rest.strip())
         except ToolkitError as error:
             # An error in one line does not end the conversation.
-            self._terminal.log("error", str(error))
+            self._terminal.error(error)
         return True
 
     def _command(self, command: str, rest: str) -> None:
@@ -135,7 +135,7 @@ class _Lines:
         if self._terminal.as_json:
             value = {"text": answer.text, "thought": answer.thought, "token_ids": list(answer.token_ids)}
             counts = {"prompt_tokens": answer.prompt_tokens, "reused_tokens": answer.reused_tokens}
-            self._terminal.result({**value, **counts, "size": answer.size}, "")
+            self._terminal.result({**value, **counts, "size": answer.size, "ending": answer.ending}, "")
         self._terminal.note(speed_text(answer))
         if answer.ending == "length":
             self._terminal.note(cut_text(len(answer.token_ids)))
@@ -152,7 +152,7 @@ class _Lines:
 
     def _change_system(self, text: str) -> None:
         if text:
-            self._chat.system = require_unicode(text, "system prompt")
+            self._chat.system = text
         shown = f"system prompt: {self._chat.system}" if self._chat.system else "no system prompt"
         self._terminal.note(one_line(f"[{shown}]"))
 

@@ -21,6 +21,7 @@ from gemma_edge.options.numbers import within
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal, one_line
 from toolkit.base.errors import UsageError
+from toolkit.base.strict_json import open_regular
 
 EXAMPLES = (
     "gemma-edge emulator",
@@ -32,6 +33,9 @@ _FAULTS = (
     "slow=BYTES_PER_S, refuse=SERVICE, thermal=STATUS, battery=PERCENT, power=KIND, screen-on, silent; "
     "may be repeated"
 )
+
+
+_MOST_KEY_BYTES = 1 << 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +107,8 @@ def _port(text: str) -> int:
 
 
 def _read_key(path: Path) -> PublicKey:
-    key = parse_public_key(path.read_bytes())
+    with open(open_regular(path, UsageError), "rb") as file:
+        key = parse_public_key(file.read(_MOST_KEY_BYTES))
     if key is None:
         raise UsageError(file=path, found="not a public adb key", remedy="try ~/.android/adbkey.pub")
     return key

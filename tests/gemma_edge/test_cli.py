@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.abc
 import io
 import json
 import os
@@ -21,7 +23,7 @@ import pytest
 from paths import EXAMPLE, REPOSITORY
 from waiting import PATIENCE_S
 
-from gemma_edge import cli
+from gemma_edge import __main__, cli
 from toolkit.runtime.session import Session
 
 VERBS = [
@@ -58,6 +60,8 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+LONG = "a" * 300
+"""No file's name is as long."""
 
 
 @pytest.fixture
@@ -116,6 +120,10 @@ def test_help_of_every_verb_ends_with_examples(command: Command, verb: str) -> N
         ["convert", "c", "-o", "b", "--prefill", "8,x"],
         ["convert", "c", "-o", "b", "--sizes", "a,,b"],
         ["verify", "b", "--checkpoint", "c", "--tokens", "1.5"],
+        ["devices", "--timeout", "0"],
+        ["devices", "--timeout", "-5"],
+        ["devices", "--timeout", "1e300"],
+        ["bench", "b", "--cool-down", "1e300"],
     ],
 )
 def test_wrong_use_is_one_line_and_code_2(command: Command, arguments: list[str]) -> None:
@@ -134,6 +142,9 @@ def test_wrong_use_is_one_line_and_code_2(command: Command, arguments: list[str]
         (["convert", "missing", "-o", "b", "--quant", "int3"], ["recipe", "int3"]),
         (["convert", "missing", "-o", "b", "--budget", "cheap"], ["budget", "cheap"]),
         (["verify", "missing", "--checkpoint", "c"], ["missing", "manifest.json"]),
+        (["emulator", "--key", "missing"], ["missing: no such file"]),
+        (["emulator", "--key", "/"], ["/: not a regular file"]),
+        *((words, ["file name too long"]) for words in (["check", LONG], ["inspect", LONG], ["run", LONG, "x"])),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(command: Command, arguments: list[str], parts: Sequence[str]) -> None:
@@ -249,6 +260,41 @@ def test_a_standard_stream_that_is_closed_is_one_that_nobody_reads(words: str, c
     command = f"{shlex.quote(sys.executable)} -m gemma_edge {words}"
     outcome = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (outcome.returncode, outcome.stderr.count("\n")) == (code, "<&-" in words)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("--help >/dev/full", 3, "error: standard output: no space left on device\n"),
+        ("completion fish --json >/dev/full", 3, "error: standard output: no space left on device\n"),
+        ("check missing 2>/dev/full", 2, ""),
+        ("check missing 2>&1 | true", 2, ""),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stream_that_cannot_be_written_changes_no_exit_code_but_0(
+    words: str, code: int, said: str, unbuffered: str
+) -> None:
+    """Stdout is where results go; what would be said on stderr is lost."""
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -m gemma_edge {words}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    outcome = subprocess.run(
+        ["bash", "-c", command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (outcome.returncode, outcome.stderr) == (code, said)
+
+
+def test_a_chat_ends_when_nobody_can_read_its_answers(
+    command: Command, chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "standard output")
+
+    monkeypatch.setattr("gemma_edge.terminal.to_stdout", full)
+    outcome = command("chat", chat_bundle, "-n", 2, "-q", stdin="cat\ncat\n")
+    assert (outcome.code, outcome.err) == (3, "error: standard output: no space left on device\n")
 
 
 def test_check_and_push_agree_on_what_is_no_model(command: Command, tmp_path: Path) -> None:
@@ -639,7 +685,9 @@ def test_chat_forgets_after_reset(command: Command, chat_bundle: Path) -> None:
 
 def test_chat_changes_size_and_goes_on_after_a_wrong_one(command: Command, chat_bundle: Path) -> None:
     outcome = command("chat", chat_bundle, "-n", 2, "--json", stdin="/size huge\n/size small\ncat\n/size\n/quit\ncat\n")
-    assert [turn["size"] for turn in turns(outcome)] == ["small"]
+    refused, turn = turns(outcome)
+    assert (refused["error"]["place"], refused["error"]["found"], refused["exit_code"]) == ("size", "huge", 2)
+    assert (turn["size"], turn["ending"]) == ("small", "length")
     assert "error: size: found huge" in outcome.err
     assert "[size small; others: full]" in outcome.err
 
@@ -673,7 +721,8 @@ def test_chat_goes_on_from_a_saved_conversation(command: Command, chat_bundle: P
     other.write_text('{"format": "gemma-edge-chat/1", "messages": [{"role": "assistant", "content": "x"}]}')
     outcome = command("chat", chat_bundle, *rest, stdin=f"/load {other}\n/save {EXAMPLE / 'config.json'}\ncat\n")
     assert "found role assistant" in outcome.err and "something other than a saved conversation" in outcome.err
-    assert len(turns(outcome)) == 1
+    assert "; choose another name\n" in outcome.err and "--force" not in outcome.err
+    assert ["error" in turn for turn in turns(outcome)] == [True, True, False]
 
 
 def test_json_that_streams_has_the_pieces_before_the_answer(command: Command, chat_bundle: Path) -> None:
@@ -695,14 +744,17 @@ def test_chat_survives_bytes_that_are_no_text(command: Command, chat_bundle: Pat
     outcome = command("chat", chat_bundle, "-n", 2, "--json", stdin=b"caf\xe9\ncat\n")
     assert outcome.code == 0
     assert "error: message: found bytes that are not text, from character 3" in outcome.err
-    assert len(turns(outcome)) == 1
+    assert ["error" in turn for turn in turns(outcome)] == [True, False]
+    for words in (("chat", chat_bundle), ("run", chat_bundle, "cat")):
+        outcome = command(*words, "--system", os.fsdecode(b"\xff"), stdin="cat\n")
+        assert_one_line_error(outcome, 2, "system prompt: found bytes that are not text")
 
 
 def test_chat_survives_a_conversation_that_grows_beyond_the_context(command: Command, chat_bundle: Path) -> None:
     outcome = command("chat", chat_bundle, "-n", 2, "--json", stdin="cat " * 300 + "\n/reset\ncat\n")
     assert outcome.code == 0
     assert "error: conversation: found" in outcome.err and "/reset" in outcome.err
-    assert len(turns(outcome)) == 1
+    assert ["error" in turn for turn in turns(outcome)] == [True, False]
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -870,4 +922,20 @@ def test_an_interrupt_while_a_verb_is_imported_is_one_line(
 
     monkeypatch.setattr("gemma_edge.parser.importlib.import_module", interrupted)
     assert cli.main(["bench", "bundle"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interrupt_while_the_program_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "gemma_edge.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "gemma_edge.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == cli.INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"

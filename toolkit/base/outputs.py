@@ -20,7 +20,7 @@ from toolkit.base.errors import UsageError, system_reason
 Identity = tuple[int, int]
 """Device and inode, which are equal if two paths name the same file, whatever links and mounts lie between."""
 
-FORCE = "choose another name, or replace it with --force"
+_OTHER_NAME = "choose another name"
 _OTHER = "name a place outside it"
 
 
@@ -42,13 +42,14 @@ class Output:
     """A place to write to.
 
     `inputs`: what the same command reads or has written; paths that do not exist are ignored. `force`: whether a file
-    or directory that gemma-edge did not write may be replaced.
+    or directory that gemma-edge did not write may be replaced. `offers_force`: whether the user can ask for that.
     """
 
     path: Path
     kind: OutputKind
     inputs: tuple[Path, ...] = ()
     force: bool = False
+    offers_force: bool = True
 
     def require(self) -> Path:
         """Return the path with all links followed; UsageError if it may not be written.
@@ -88,7 +89,7 @@ class Output:
         if what is not None:
             raise self._error(what)
         if stat.S_ISDIR(found.st_mode) and not self.kind.is_directory:
-            raise self._error("a directory", wanted="the name of a file", remedy="choose another name")
+            raise self._error("a directory", wanted="the name of a file", remedy=_OTHER_NAME)
         return found
 
     def _require_no_input(self, target: Path, found: os.stat_result | None) -> None:
@@ -97,7 +98,7 @@ class Output:
         own = None if found is None else _identity(found)
         for source in self.inputs:
             if own is not None and own in _identities_of(source):
-                raise self._error(f"an input of this command ({source})", remedy="choose another name")
+                raise self._error(f"an input of this command ({source})", remedy=_OTHER_NAME)
             if _status_of(source) in above:
                 raise self._error(f"inside an input of this command ({source})", remedy=_OTHER)
             if own is not None and self.kind.is_directory and own in _all_above(source):
@@ -105,18 +106,17 @@ class Output:
 
     def _require_replaceable(self, target: Path, found: os.stat_result) -> None:
         if self.kind.is_directory and not stat.S_ISDIR(found.st_mode):
-            raise self._error("a file", wanted=f"a new directory for {self.kind.name}", remedy="choose another name")
+            raise self._error("a file", wanted=f"a new directory for {self.kind.name}", remedy=_OTHER_NAME)
         if stat.S_ISDIR(found.st_mode) and _identity(found) in _in_use():
-            raise self._error(
-                "a directory that contains your home or the working directory", remedy="choose another name"
-            )
+            raise self._error("a directory that contains your home or the working directory", remedy=_OTHER_NAME)
         try:
             empty = not any(target.iterdir()) if stat.S_ISDIR(found.st_mode) else found.st_size == 0
             what = None if empty else self.kind.stranger(target)
         except OSError as error:
             raise self._unwritable(error) from error
         if what is not None and not self.force:
-            raise self._error(what, wanted=f"a new name, or {self.kind.name} to replace", remedy=FORCE)
+            remedy = f"{_OTHER_NAME}, or replace it with --force" if self.offers_force else _OTHER_NAME
+            raise self._error(what, wanted=f"a new name, or {self.kind.name} to replace", remedy=remedy)
 
     def _error(self, found: str, *, wanted: str | None = None, remedy: str = "choose another place") -> UsageError:
         return UsageError(file=self.path, found=found, wanted=wanted, remedy=remedy)

@@ -21,6 +21,7 @@ from gemma_edge.api.bench_devices import BenchFailure, bench_each
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import number, positive, positive_seconds, seconds
+from gemma_edge.options.unused import refuse_unused
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.benchmarks import TerminalListener
 from gemma_edge.words.wide_tables import fitted
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_care(parser)
     output = parser.add_argument_group("results")
     forms = output.add_mutually_exclusive_group()
-    forms.add_argument("--format", choices=FORMS, default="md", help="the format of the printed results (default: md)")
+    forms.add_argument("--format", choices=FORMS, help="the format of the printed results (default: md)")
     forms.add_argument("-o", "--output", metavar="FORMAT", type=_old_format, help="the former name of --format")
     output.add_argument(
         "--results", metavar="FILE", type=Path,
@@ -243,8 +244,15 @@ def _interval(text: str) -> float:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """Return 0; 3 if a device failed, once all have ended. An interrupt comes after the results so far are printed."""
-    form: Form = arguments.output or arguments.format
+    """Return 0, or raise the error of the first device that failed, once all have ended.
+
+    An interrupt comes after the results so far are printed.
+    """
+    form: Form = arguments.output or arguments.format or "md"
+    without_file = arguments.results is None
+    refuse_unused("--drop-torn-line", arguments.drop_torn_line and without_file, "without --results")
+    refuse_unused("--force", arguments.force and without_file, "without --results")
+    refuse_unused(f"--format {form}", terminal.as_json and (arguments.output or arguments.format), "with --json")
     if arguments.output:
         terminal.note(f"-o {form} is the former name of --format {form}")
     records: list[BenchRecord] = []
@@ -262,7 +270,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     finally:
         if records:
             terminal.say(bench_table(records, form, fitted))
-    if arguments.results is None:
+    if without_file:
         terminal.note(
             "results not kept; --results FILE appends every iteration and sample to FILE for gemma-edge report"
         )

@@ -14,13 +14,15 @@ from gemma_edge.api.convert import convert
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.drafter import add_drafter_arguments, drafter_bars
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.options.session import add_machine_arguments, positive, session_settings
+from gemma_edge.options.session import add_machine_arguments, given_machine_option, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments
+from gemma_edge.options.unused import refuse_unused
 from gemma_edge.terminal import Terminal, one_line, table
 from gemma_edge.words.drafter import drafter_text
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import QualityError, UsageError
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
+from toolkit.drafting.make import FIT
 from toolkit.quant.recipe import SEARCHES
 from toolkit.results.quantities import bytes_text, count_text
 from toolkit.runtime.memory import peak_rss_bytes
@@ -131,6 +133,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0; QualityError for a bundle that fails the gate, which is not written."""
+    runs_model = not arguments.no_verify or arguments.drafter == FIT
+    if not runs_model and (option := given_machine_option(arguments)) is not None:
+        refuse_unused(option, True, "with --no-verify")
 
     def show_failure(report: VerifyReport) -> None:
         if not report.passed:

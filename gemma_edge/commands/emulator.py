@@ -19,6 +19,7 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import parse_faults, parse_size
 from gemma_edge.options.numbers import within
 from gemma_edge.options.outputs import add_force_option
+from gemma_edge.options.unused import refuse_unused
 from gemma_edge.terminal import Terminal, one_line
 from toolkit.base.errors import UsageError
 from toolkit.base.strict_json import open_regular
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 after SIGTERM; Ctrl-C counts as an interrupt."""
+    refuse_unused("--force", arguments.force and arguments.root is None, "without --root")
     settings = EmulatorSettings(
         port=arguments.port,
         root=arguments.root,

@@ -20,6 +20,7 @@ from gemma_edge.api.inspect import (
 )
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
+from gemma_edge.options.unused import refuse_unused
 from gemma_edge.terminal import Terminal, one_line, table
 from gemma_edge.words.files import file_json, file_text
 from gemma_edge.words.quality import kept_lines
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
+    refuse_unused("--force", arguments.force and arguments.plot is None, "without --plot")
     if is_litertlm(Path(arguments.path)):
         return _file(arguments, terminal)
     output = None

@@ -12,6 +12,7 @@ from device_harness.flash.probe import MOST_READS, ProbeResult, ProbeSettings, R
 from device_harness.push.push import DEFAULT_FOLDER
 from gemma_edge.api.probe import ProbeListener, probe
 from gemma_edge.options.numbers import within
+from gemma_edge.options.unused import refuse_unused
 from gemma_edge.terminal import Terminal, one_line, table
 from gemma_edge.words.pushing import step_bars
 from toolkit.results.quantities import bytes_text
@@ -45,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batches", metavar="N", type=_count, default=default.batches, help="how many batches to read (default: 8)"
     )
-    parser.add_argument(
-        "--seed", metavar="N", type=_seed, default=default.seed, help="seed of the random token ids (default: 0)"
-    )
+    parser.add_argument("--seed", metavar="N", type=_seed, help="seed of the random token ids (default: 0)")
     parser.add_argument(
         "--tokens", metavar="FILE", type=Path, help="a file of token ids to read instead of random ones"
     )
@@ -55,11 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0; 2 if the bundle's shards have faults; 3 if the device failed, or nothing can be built for it."""
+    refuse_unused("--seed", arguments.seed is not None and arguments.tokens is not None, "with --tokens")
     settings = ProbeSettings(
         reads=arguments.reads,
         batch_rows=arguments.batch,
         batches=arguments.batches,
-        seed=arguments.seed,
+        seed=ProbeSettings().seed if arguments.seed is None else arguments.seed,
         tokens=None if arguments.tokens is None else read_token_file(arguments.tokens),
     )
     listener = ProbeListener(

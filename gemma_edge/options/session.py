@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gemma_edge.api.model import Model
 from gemma_edge.options.groups import group_names
+from gemma_edge.options.unused import refuse_unused
 from gemma_edge.terminal import Terminal
 from toolkit.base.activations import ACTIVATIONS
 from toolkit.base.errors import UsageError
@@ -173,6 +174,7 @@ def open_model(
     arguments: argparse.Namespace, terminal: Terminal, stage_ended: Callable[[str], None] = lambda _: None
 ) -> Model:
     """Open the bundle and check its manifest; the model itself is loaded for its first answer."""
+    refuse_unused("--stream", arguments.stream and not terminal.as_json, "without --json")
     settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
     _check_sampling(arguments)
     bundle = Bundle(arguments.bundle)

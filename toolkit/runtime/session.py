@@ -63,6 +63,8 @@ class SessionSettings:
         require_threads(self.threads)
         require_activations(self.activations)
         find_backend(self.backend)
+        if self.backend == "cpu" and self.activations != "fp32":
+            raise UsageError("activations", found=f"{self.activations} on the CPU", wanted="fp32, or the backend gpu")
 
     @property
     def backend_options(self) -> BackendOptions:

@@ -75,8 +75,8 @@ BENCH = [
     row("-o csv", form="csv"),
     row("--results kept.jsonl", results=Path("kept.jsonl")),
     row("--trace", "--results kept.jsonl", settings__trace_folder=Path("kept.traces")),
-    row("--drop-torn-line", drop_torn_line=True),
-    row("--force", force=True),
+    row("--drop-torn-line", "--results kept.jsonl", drop_torn_line=True),
+    row("--force", "--results kept.jsonl", force=True),
     *(
         Row(f"{option.flag} it", {f"request.options.{option.name}": ("it",)})
         for option in dict.fromkeys(option for spec in ALL for option in spec.options)
@@ -86,7 +86,7 @@ MACHINE = [
     row("--threads 3", session__threads=3),
     row("--weight-cache packed", session__weight_cache=Path("packed")),
     row("--backend gpu", session__backend="gpu"),
-    row("--activations fp16", session__activations="fp16"),
+    row("--activations fp16", "--backend gpu", session__activations="fp16"),
     row("--ple ram", session__ple_in_ram=True),
     row("--ple-cache-mb 7", session__ple_cache_bytes=7 << 20),
 ]
@@ -115,7 +115,7 @@ CONVERT = [
     row("--shard-mb 7", shard_mb=7),
     row("--draft-tokens 4", draft_tokens=4),
     row("--drafter fit", drafter="fit"),
-    row("--drafter-tokens 77", drafter_tokens=77),
+    row("--drafter-tokens 77", "--drafter fit", drafter_tokens=77),
     row("--report page.html", report=Path("page.html")),
     row("--no-verify", verify=False),
 ]
@@ -140,7 +140,7 @@ RUN = [
     row("--repeat-penalty 1.5", repeat_penalty=1.5),
     row("--seed 9", seed=9),
     row("--stop END --stop FIN", stop=["END", "FIN"]),
-    row("--stream", pieces=True),
+    row("--stream", "--json", pieces=True),
     row("one --device PHONE", "one --device BOARD", instead=True, device="PHONE"),
     row("--library own.so", "--device BOARD", there__library__path=Path("own.so")),
 ]
@@ -152,7 +152,7 @@ EMULATOR = [
     row("--storage 2MB", storage_bytes=2 * 10**6),
     row("--fault battery=15 --fault corrupt=9", faults__battery_percent=15, faults__corrupt_at_byte=9),
     row("--root files", root=Path("files")),
-    row("--force", force=True),
+    row("--force", "--root files", force=True),
     row("--isolation folder", isolation="folder"),
     row("--key key.pub", access__keys=("a key",)),
     Row("--old", OLD),
@@ -255,3 +255,32 @@ def test_every_option_has_a_row(verb: str) -> None:
     tried = {word for item in VERBS[verb][1] for word in item.words.split() if word.startswith("-")}
     options = [action.option_strings for action in verb_parser(verb)._actions if action.option_strings]
     assert [names for names in options if not tried.intersection(names) and not GLOBAL.intersection(names)] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "beside"),
+    [
+        ("run bundle one --stream", "--stream", "without --json"),
+        ("chat bundle --stream", "--stream", "without --json"),
+        ("bench model --force", "--force", "without --results"),
+        ("bench model --drop-torn-line", "--drop-torn-line", "without --results"),
+        ("bench model --json --format csv", "--format csv", "with --json"),
+        ("bench model --json -o csv", "--format csv", "with --json"),
+        ("convert checkpoint -o o --no-verify --threads 3", "--threads", "with --no-verify"),
+        ("convert checkpoint -o o --no-verify --drafter published --ple ram", "--ple", "with --no-verify"),
+        ("inspect checkpoint --force", "--force", "without --plot"),
+        ("probe bundle --seed 0 --tokens ids.txt", "--seed", "with --tokens"),
+        ("emulator --force", "--force", "without --root"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    words: str, option: str, beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err == f"error: {option}: it has no effect {beside}; leave it out\n"
+
+
+@pytest.mark.parametrize("words", ["run bundle one", "convert checkpoint -o o"])
+def test_a_cpu_computes_in_float32_alone(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words.split(), "--activations", "fp16"]) == 2
+    assert "activations: found fp16 on the CPU, wanted fp32" in capsys.readouterr().err

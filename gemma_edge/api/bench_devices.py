@@ -26,7 +26,7 @@ from device_harness.runners.interface import Workload
 from device_harness.runners.spec import BenchListener, RunnerSpec
 from gemma_edge.api.bench import bench_request, bench_settings, fault_of, request_files, results_file
 from gemma_edge.api.devices import chosen_devices
-from toolkit.base.errors import EnvironmentFault, ToolkitError, UsageError
+from toolkit.base.errors import EnvironmentFault, QualityError, ToolkitError, UsageError
 from toolkit.results.figures import known_figure, known_figures
 from toolkit.results.json_lines import parse_record
 from toolkit.results.record import BenchRecord
@@ -34,7 +34,6 @@ from toolkit.results.record import BenchRecord
 _CHILD = "gemma_edge.api.bench_child"
 _END_S = 60.0
 """How long interrupted processes may take to put their devices' settings back."""
-_WRONG_USE = 2
 
 
 _log = logging.getLogger(__name__)
@@ -246,13 +245,14 @@ class _Children:
             code = child.wait()
             if code and not has_failed and self._interrupt is None:
                 fault = EnvironmentFault(device, found=f"its benchmark's process ended with code {code}")
-                self._queue.put((device, "failed", json.dumps({**fault.to_json(), "code": code}).encode()))
+                self._queue.put((device, "failed", json.dumps(fault.to_json()).encode()))
             self._queue.put((device, "end", b""))
 
 
 def _error(device: str, value: Mapping[str, Any]) -> ToolkitError:
     """The error that a process reported; it always names the device."""
-    kind = UsageError if value.get("exit_code") == _WRONG_USE else EnvironmentFault
+    kinds = {kind.exit_code: kind for kind in (UsageError, QualityError)}
+    kind = kinds.get(value.get("exit_code", 0), EnvironmentFault)
     place = value["place"]
     if value["file"] is None and device not in (place or ""):
         place = f"{device} {place}" if place else device

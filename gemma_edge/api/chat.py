@@ -37,7 +37,7 @@ class Chat:
         self._sampler = sampler
         self._settings = settings
         self.system = system
-        self._turns: list[_Turn] = []
+        self._turns: tuple[_Turn, ...] = ()
         self._conversation = object()
 
     def send(
@@ -69,7 +69,11 @@ class Chat:
         media: Sequence[MediaFile | Medium] = (),
         on_thought: Callable[[str], None] = lambda _: None,
     ) -> AnswerStream:
-        """Like `send`, but piece by piece. If interrupted, the conversation keeps the part of the answer so far."""
+        """Like `send`, but piece by piece. If interrupted, the conversation keeps the part of the answer so far.
+
+        UsageError at the first piece if the conversation has changed since this call.
+        """
+        turns = self._turns
         shown = self._model.read_media(media, images=images, audio=audio)
         message = self._model.user_message(text, shown)
         prompt = self._model.prompt_of(
@@ -88,6 +92,7 @@ class Chat:
             self._settings,
             size=self._size,
             conversation=self._conversation,
+            begins=partial(self._require_same, turns),
             on_thought=on_thought,
             ended=partial(self._remember, message, shown),
         )
@@ -118,12 +123,14 @@ class Chat:
 
     def reset(self) -> None:
         """Forget all messages except the system message."""
-        self._turns = []
+        self._turns = ()
         self._conversation = object()
 
     def undo(self) -> bool:
         """Forget the last message and its answer; return whether there was one."""
-        return bool(self._turns and self._turns.pop())
+        had_one = bool(self._turns)
+        self._turns = self._turns[:-1]
+        return had_one
 
     def restore(self, messages: Sequence[Message]) -> None:
         """Go on from the messages of another conversation, as `history` gave them, without images and sounds.
@@ -140,10 +147,15 @@ class Chat:
             raise UsageError("conversation", found="a last message without an answer", wanted="an answer to each")
         self.reset()
         self.system = system
-        self._turns = [_Turn(turns[i], turns[i + 1], ()) for i in range(0, len(turns), 2)]
+        self._turns = tuple(_Turn(turns[i], turns[i + 1], ()) for i in range(0, len(turns), 2))
+
+    def _require_same(self, turns: tuple[_Turn, ...]) -> None:
+        if self._turns is not turns:
+            found = "it has changed since this message was sent"
+            raise UsageError("conversation", found=found, remedy="send it again")
 
     def _remember(self, message: Message, media: Sequence[Medium], answer: Answer) -> None:
-        self._turns.append(_Turn(message, Message("assistant", answer.text), tuple(media)))
+        self._turns = (*self._turns, _Turn(message, Message("assistant", answer.text), tuple(media)))
 
 
 @dataclass(frozen=True, slots=True)

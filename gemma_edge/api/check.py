@@ -14,7 +14,9 @@ from toolkit.bundle.faults import Fault
 def check(path: Path | str, *, trust: Sequence[Path | str] = (), progress: Progress | None = None) -> tuple[Fault, ...]:
     """All faults of a bundle directory, a .litertlm file or one PLE shard; empty if there are none.
 
-    Nothing is written. `trust`: files with Ed25519 public keys in PEM or OpenSSH format, one of which must have signed
+    Nothing is written, except that a bundle which a killed process had moved aside is put back.
+
+    `trust`: files with Ed25519 public keys in PEM or OpenSSH format, one of which must have signed
     the .litertlm. `progress` gets the bytes done and the total. BundleError if nothing exists at `path`; UsageError for
     a file of another kind, for a file in `trust` that is not a key, or for `trust` with what cannot be signed.
 

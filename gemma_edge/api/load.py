@@ -9,6 +9,7 @@ from typing import Literal
 from gemma_edge.api.model import Model
 from toolkit.base.activations import Activations
 from toolkit.base.errors import UsageError
+from toolkit.base.strict_json import shorten
 from toolkit.runtime.backends import BACKENDS, find_backend
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
@@ -46,14 +47,17 @@ def load(
         images and sounds stay on this computer. With `threads` None, the program chooses. UsageError if `weight_cache`,
         `ple` or `ple_cache_mb` is given, which have no effect on a device.
 
-    BundleError if `path` is not a valid bundle or lacks the size, UsageError for an unknown group or backend,
-    EnvironmentFault if the backend fails. Close the model, or use it in a `with` statement.
+    BundleError if `path` is not a valid bundle or lacks the size, UsageError for a group, a backend or another value
+    that there is not, or `fp16` on a CPU, EnvironmentFault if the backend fails. Close the model, or use it in a `with`
+    statement.
 
     >>> import gemma_edge
     >>> with gemma_edge.load(bundle) as model:
     ...     model.generate("the cat", raw=True, max_tokens=4).ending
     'length'
     """
+    if ple not in ("flash", "ram"):
+        raise UsageError("ple", found=shorten(ple), wanted="flash or ram")
     opened = Bundle(path)
     if device is not None:
         find_backend(backend)

@@ -206,8 +206,9 @@ class Model:
     ) -> Chat:
         """Begin a conversation.
 
-        system: instructions for the whole conversation. The other arguments are those of `generate`, except that the
-            temperature is 1 if there is no generation_config.json. Thoughts are not part of the conversation.
+        system: instructions for the whole conversation. The other arguments are those of `generate`, except that each
+            answer may fill the context if `max_tokens` is not given, and that the temperature is 1 if there is no
+            generation_config.json. Thoughts are not part of the conversation.
 
         >>> chat = model.chat(max_tokens=4, seed=1)
         >>> answer = chat.send("cat")
@@ -345,10 +346,14 @@ class Model:
         *,
         size: str | None,
         conversation: object,
+        begins: Callable[[], None] = lambda: None,
         on_thought: Callable[[str], None] = lambda _: None,
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> AnswerStream:
-        """The answer to a whole conversation; if the KV caches hold its beginning, only its new tokens are computed."""
+        """The answer to a whole conversation; if the KV caches hold its beginning, only its new tokens are computed.
+
+        `begins`: called before the first piece, once no other answer is being generated; an error ends the stream.
+        """
         self._require_open()
         if settings.speculative:
             require_drafts(self._bundle)
@@ -357,7 +362,7 @@ class Model:
         size = self.require_size(size)
         stops = () if settings.ignore_eos else self._bundle.manifest.text.stop_token_ids
         request = AnswerRequest(prompt.ids, sampler, limit, stops, prompt.spans, settings.speculative, self._allowed)
-        begin = self._turn(conversation, size)
+        begin = self._turn(conversation, size, begins)
         return AnswerStream(
             begin,
             request,
@@ -369,7 +374,9 @@ class Model:
         )
 
     @contextmanager
-    def _turn(self, conversation: object = None, size: str | None = None) -> Iterator[Conversation]:
+    def _turn(
+        self, conversation: object = None, size: str | None = None, begins: Callable[[], None] = lambda: None
+    ) -> Iterator[Conversation]:
         """Yield the loaded model, to one thread at a time; caches of another conversation are cleared first.
 
         conversation: None for a call that leaves the caches as they are, whosever they are by then.
@@ -381,6 +388,7 @@ class Model:
         with self._lock:
             self._thread = threading.get_ident()
             try:
+                begins()
                 loaded = self._opened()
                 if conversation is not None and conversation is not self._conversation:
                     loaded.forget()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
+from toolkit.base.errors import UsageError
 from toolkit.bundle.thoughts import ThoughtText, ThoughtTokens
 from toolkit.bundle.tokenizer import TextStream, Tokenizer
 from toolkit.runtime.conversation import AnswerRequest, Conversation, TokenStream
@@ -47,7 +48,10 @@ class Answer(GenerationReport):
 
 
 class AnswerStream(Iterator[str]):
-    """An iterator over the pieces of an answer's text; `answer` is the complete answer."""
+    """An iterator over the pieces of an answer's text; `answer` is the complete answer.
+
+    One that nobody refers to any more is closed.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,52 @@ class AnswerStream(Iterator[str]):
         `thoughts`: the tokens around what is no part of the text, and goes to `on_thought` piece by piece. `ended` is
         called with the complete or interrupted answer, but not after an error.
         """
+        self._text = _AnswerText(begin, request, tokenizer, stop, thoughts, on_thought, ended)
+        self._pieces = self._text.pieces()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The complete answer, after the rest of it is generated; after an interrupt, the part until then.
+
+        UsageError if there is none, because the stream was closed before its first piece, or an error ended it.
+        """
+        for _ in self._pieces:
+            pass
+        if self._text.answer is None:
+            raise UsageError("answer", found="none: it was closed before its first piece, or an error ended it")
+        return self._text.answer
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether `answer` is available without generating more."""
+        return self._text.answer is not None
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._pieces.close()
+
+
+class _AnswerText:
+    """The text of an answer while it is generated.
+
+    It is apart from the stream, which holds the generator `pieces`: if the generator held the stream too, a stream that
+    was dropped would keep the model locked until Python looks for cycles.
+    """
+
+    def __init__(
+        self,
+        begin: AbstractContextManager[Conversation],
+        request: AnswerRequest,
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        thoughts: ThoughtTokens | None,
+        on_thought: Callable[[str], None],
+        ended: Callable[[Answer], None],
+    ) -> None:
+        self.answer: Answer | None = None
         self._begin = begin
         self._request = request
         self._characters = TextStream(tokenizer)
@@ -75,30 +125,9 @@ class AnswerStream(Iterator[str]):
         self._stop = StopText(stop)
         self._ended = ended
         self._written: list[str] = []
-        self._answer: Answer | None = None
-        self._pieces = self._run()
 
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    @property
-    def answer(self) -> Answer:
-        """The complete answer, after the rest of it is generated; after an interrupt, the part until then."""
-        for _ in self._pieces:
-            pass
-        assert self._answer is not None, "a fault has ended it"
-        return self._answer
-
-    @property
-    def has_answer(self) -> bool:
-        """Whether `answer` is available without generating more."""
-        return self._answer is not None
-
-    def close(self) -> None:
-        """End the answer here."""
-        self._pieces.close()
-
-    def _run(self) -> Generator[str, None, None]:
+    def pieces(self) -> Generator[str, None, None]:
+        """Generate the answer; afterwards `answer` has it."""
         with self._begin as conversation:
             tokens = conversation.answer(self._request)
             try:
@@ -156,5 +185,5 @@ class AnswerStream(Iterator[str]):
         report = tokens.report()
         known = {field.name: getattr(report, field.name) for field in fields(report)}
         thought = None if self._thought_pieces is None else "".join(self._thought_pieces).strip()
-        self._answer = Answer(text="".join(self._written), thought=thought, size=conversation.size, **known)
-        self._ended(self._answer)
+        self.answer = Answer(text="".join(self._written), thought=thought, size=conversation.size, **known)
+        self._ended(self.answer)

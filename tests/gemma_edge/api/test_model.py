@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -109,6 +110,33 @@ def test_a_stream_that_is_left_early_frees_the_model_and_keeps_what_came(model: 
     assert model.generate("the cat", raw=True, max_tokens=2).ending == "length"
 
 
+def test_a_stream_that_is_dropped_frees_the_model_at_once(talker: Model) -> None:
+    chat = talker.chat(temperature=0, max_tokens=20)
+    gc.disable()  # Python would find a cycle in the end
+    try:
+        for _ in talker.stream("the cat", raw=True, max_tokens=20, ignore_eos=True):
+            break
+        for _ in chat.stream("the cat"):
+            break
+        assert talker.generate("the cat", raw=True, max_tokens=2).ending == "length"
+    finally:
+        gc.enable()
+    assert [message.role for message in chat.history] == ["user", "assistant"], "what came of the answer is kept"
+
+
+def test_a_stream_without_an_answer_says_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = model.stream("the cat", raw=True)
+    closed.close()
+    failed = model.stream("the cat", raw=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "_opened", lambda: [][0])
+        with pytest.raises(IndexError):
+            next(failed)
+    for stream in (closed, failed):
+        with pytest.raises(UsageError, match="answer: none"):
+            _ = stream.answer
+
+
 def test_a_second_answer_beside_an_unfinished_one_of_the_same_thread_is_an_error(model: Model) -> None:
     stream = model.stream("the cat", raw=True, max_tokens=20, ignore_eos=True)
     next(stream)
@@ -130,6 +158,10 @@ def test_what_cannot_be_asked_is_found_before_anything_is_computed(model: Model,
         gemma_edge.load(random_bundle, backend="gpu9")
     with pytest.raises(UsageError, match="group eyes"):
         gemma_edge.load(random_bundle, groups=["eyes"])
+    with pytest.raises(UsageError, match="ple: found disk, wanted flash or ram"):
+        gemma_edge.load(random_bundle, ple="disk")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="activations: found fp16 on the CPU"):
+        gemma_edge.load(random_bundle, activations="fp16")
 
 
 def test_a_conversation_computes_only_what_is_new(talker: Model) -> None:
@@ -143,6 +175,29 @@ def test_a_conversation_computes_only_what_is_new(talker: Model) -> None:
     chat.reset()
     assert chat.history == ()
     assert chat.send("cat").token_ids == first.token_ids
+
+
+def test_a_message_is_not_answered_once_another_has_changed_the_conversation(talker: Model) -> None:
+    chat = talker.chat(temperature=0, max_tokens=2)
+    first, second = chat.stream("cat"), chat.stream("sat")
+    list(first)
+    with pytest.raises(UsageError, match="conversation: it has changed since this message was sent; send it again"):
+        next(second)
+    assert len(chat.history) == 2
+    assert chat.send("sat").reused_tokens > 0
+    assert [chat.undo(), len(chat.history), chat.undo(), chat.undo()] == [True, 2, True, False]
+
+
+def test_instructions_that_are_no_text_are_refused_where_they_are_given(talker: Model) -> None:
+    chat = talker.chat(system="be brief")
+    for give in (
+        lambda: setattr(chat, "system", "\udcff"),
+        lambda: talker.chat(system="\udcff"),
+        lambda: talker.stream("cat", system="\udcff"),
+    ):
+        with pytest.raises(UsageError, match="system prompt: found bytes that are not text"):
+            give()
+    assert chat.system == "be brief"
 
 
 def test_a_conversation_goes_on_although_other_prompts_come_between(talker: Model) -> None:

@@ -23,7 +23,7 @@ from gemma_edge.api import bench_devices
 from gemma_edge.api import devices as api
 from gemma_edge.api.report import report
 from gemma_edge.cli import main
-from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.base.errors import EnvironmentFault, QualityError, ToolkitError, UsageError
 from toolkit.report.devices_table import devices_table
 from toolkit.report.numbered_record import NumberedRecord
 from toolkit.results.json_lines import read_results
@@ -152,6 +152,13 @@ def test_a_phone_is_told_of_with_the_runner_of_phones(monkeypatch: pytest.Monkey
 
     assert list(bench_devices.bench_each(BenchRequest(random_bundle), BenchSettings(), ["A"], listener=listener)) == []
     assert told[1:] == ["A native", "A: x"], "the first listener tells how the model is read"
+
+
+@pytest.mark.parametrize("kind", [QualityError, UsageError, EnvironmentFault])
+def test_an_error_of_a_device_keeps_its_exit_code(kind: type[ToolkitError]) -> None:
+    told = kind("memory", found="too little").to_json()
+    error = bench_devices._error("R58M123", {**told, "exit_code": kind.exit_code})
+    assert (type(error), str(error)) == (kind, "R58M123 memory: too little")
 
 
 def test_a_warning_of_one_device_stays_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -192,16 +192,17 @@ def figures(run: EngineRun) -> Figures:
 def table(outcomes: Sequence[Outcome], baseline: str | None = None) -> str:
     """Median, and from least to most; for ours also prefill and decode as ratios of the medians to each peer's.
 
-    `baseline`: a recipe, with which the others are compared in the same runtime by the medians of the rounds' ratios.
+    `baseline`: a recipe, with which the others of its maker are compared in the same runtime, by the medians of the
+    rounds' ratios.
     """
     peers = {(o.entrant.recipe, o.entrant.system): o for o in outcomes if o.entrant.system in PEERS}
     present = [system for system in PEERS if any(key[1] == system for key in peers)]
-    bases = {o.entrant.runtime: o for o in outcomes if o.entrant.recipe == baseline}
+    bases = {(o.entrant.system, o.entrant.runtime): o for o in outcomes if o.entrant.recipe == baseline}
     rows = []
     for outcome in outcomes:
         entrant = outcome.entrant
         ratios = [_ratio(outcome, peers.get((entrant.recipe, system))) for system in present]
-        ratios += [] if baseline is None else [_ratio_of_rounds(outcome, bases.get(entrant.runtime))]
+        ratios += [] if baseline is None else [_ratio_of_rounds(outcome, bases.get((entrant.system, entrant.runtime)))]
         rates = text(outcome.prefill(), ".0f"), text(outcome.decode(), ".1f")
         read = "" if entrant.weight_bytes is None else f"{entrant.weight_bytes / 1e6:.0f}"
         sizes = read, f"{entrant.size_bytes / 1e6:.0f}", text(outcome.peak_rss_bytes(), ".0f", 1e-6)

@@ -254,10 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kinds = [sources[kind] for kind in options.sources.split(",")]
             contenders = [Contender(*chosen) for chosen in itertools.product(kinds, receivers, device.ways)]
             found = measure(device, contenders, scratch, options.repeats)
-    where = {"device": "adbd 34.0.5"} if is_adbd else {"device": "emulated", "isolation": options.isolation}
     for system, runs in found.items():
         told = {test: figure for test, figure in _TESTS.items() if figure in runs[0]}
-        recorder.append(options.output, Measured(model, told, runs, {"system": system, **where}), {"adb": version})
+        recorder.append(
+            options.output, Measured(model, told, runs, {"system": system, **device.conditions}), {"adb": version}
+        )
     print(table(found))
 
 

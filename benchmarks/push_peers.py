@@ -46,6 +46,8 @@ class Device:
     ways: tuple[Way, ...]
     daemons: Mapping[str, int]
     """Process ids whose memory is measured: the device's daemon, and adb's server."""
+    conditions: Mapping[str, str]
+    """What a record says of the device."""
 
     def forget_peaks(self) -> None:
         """Reset the daemons' peak memory to what they use now (proc(5), clear_refs)."""
@@ -65,10 +67,11 @@ def emulated_device(root: Path, isolation: str, server_port: int) -> Iterator[De
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        serial = str(json.loads(process.stdout.readline())["serial"])
+        told = json.loads(process.stdout.readline())
+        serial, conditions = str(told["serial"]), {"device": "emulated", "isolation": str(told["isolation"])}
         with _adb_server((), serial, server_port) as (environment, server):
             daemons = {"daemon": process.pid, "server": server}
-            yield Device(serial, root, (), environment, (Way("direct", NO_SERVER),), daemons)
+            yield Device(serial, root, (), environment, (Way("direct", NO_SERVER),), daemons, conditions)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
@@ -90,7 +93,7 @@ def aosp_device(server_port: int) -> Iterator[Device]:
                 Way("adb's server", environment),
             )
             daemons = {"daemon": adbd.pid, "server": server}
-            yield Device(serial, adbd.path("/"), inside, environment, ways, daemons)
+            yield Device(serial, adbd.path("/"), inside, environment, ways, daemons, {"device": "adbd 34.0.5"})
 
 
 @contextmanager

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from paths import REPOSITORY
+
+from toolkit.results.record import Flag
 
 DOCUMENTS = [
     *sorted(REPOSITORY.glob("*.md")),
@@ -71,6 +74,12 @@ def test_sources_quote_code_in_single_backticks() -> None:
     ]
     assert sources
     assert not found
+
+
+@pytest.mark.parametrize("page", ["docs/bench.md", "docs/formats/results.md"])
+def test_every_flag_of_a_record_is_in_the_document(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    assert [flag for flag in get_args(Flag) if f"`{flag}`" not in text] == []
 
 
 def test_every_error_of_the_troubleshooting_page_is_one_that_we_print() -> None:

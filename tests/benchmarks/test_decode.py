@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_decode import LLAMA, OURS, SESSION, Entrant, Load, Outcome, Runtime, main, table
+from benchmarks.bench_decode import EXPORTER, LLAMA, OURS, SESSION, Entrant, Load, Outcome, Runtime, main, table
 from benchmarks.engine_run import EngineRun, RunOptions
 from benchmarks.native_run import read_run
 from toolkit.base.errors import EnvironmentFault
@@ -19,9 +19,9 @@ def run(prefill: float, decode: float) -> EngineRun:
     return EngineRun(0.5, 1.0, 128, prefill, 16, decode, 1 << 20)
 
 
-def outcome(recipe: str, runtime: Runtime, path: Path, *rates: tuple[float, float]) -> Outcome:
+def outcome(recipe: str, runtime: Runtime, path: Path, *rates: tuple[float, float], system: str = OURS) -> Outcome:
     path.write_bytes(b"model")
-    return Outcome(Entrant(OURS, runtime, recipe, path), run(1, 1), tuple(run(*pair) for pair in rates))
+    return Outcome(Entrant(system, runtime, recipe, path), run(1, 1), tuple(run(*pair) for pair in rates))
 
 
 def test_models_are_compared_with_the_baseline_of_their_runtime_round_by_round(tmp_path: Path) -> None:
@@ -37,6 +37,21 @@ def test_models_are_compared_with_the_baseline_of_their_runtime_round_by_round(t
     header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines()]
     column = header.index("x 3n: prefill, decode")
     assert [row[column] for row in rows] == ["", "2.00 (2.00 to 3.00), 1.60 (1.60 to 1.70)", ""]
+
+
+def test_files_of_two_makers_in_one_runtime_have_baselines_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "model.litertlm"
+    found = table(
+        [
+            outcome(recipe, ENGINE, file, (rate, rate), system=system)
+            for system, rates in ((OURS, (100, 150)), (EXPORTER, (10, 20)))
+            for recipe, rate in zip(("int8", "int4"), rates, strict=True)
+        ],
+        "int8",
+    )
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines()]
+    column = header.index("x int8: prefill, decode")
+    assert [row[column].partition(" ")[0] for row in rows] == ["", "1.50", "", "2.00"]
 
 
 def test_a_baseline_that_nothing_has_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ def test_the_document_has_a_row_for_each_target_with_its_number_of_mutants() -> 
     rows = dict(re.findall(r"^\| ([\w-]+) \| .* \| ([\d,]*) \| [^|]* \| \d+ \|$", page, re.MULTILINE))
     wanted = {target.name: f"{FEW.get(target.name, 1000):,}" for target in TARGETS}
     assert rows == wanted | {native.name: "" for native in NATIVE_TARGETS}
+    assert {folder.name for folder in CORPUS.iterdir()} <= rows.keys(), "what was found is read by its target's name"
 
 
 def test_mutants_are_the_same_every_time_and_differ_from_their_seed() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -12,6 +14,8 @@ from typing import get_args
 import pytest
 from paths import REPOSITORY
 
+from gemma_edge.parser import parse
+from toolkit.base.errors import UsageError
 from toolkit.results.record import Flag
 
 DOCUMENTS = [
@@ -49,6 +53,28 @@ def named_paths(document: Path) -> Iterator[Path]:
 def test_what_a_document_names_is_there(document: Path) -> None:
     missing = [str(path) for path in named_paths(document) if not (list(path.parent.glob(path.name)) or path.exists())]
     assert not missing
+
+
+def command_lines(document: Path) -> Iterator[list[str]]:
+    """The words of each `gemma-edge` command in indented or fenced code; [optional] words are given."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"```\w*\n(.*?)```", lambda code: textwrap.indent(code[1], " " * 4), text, flags=re.DOTALL)
+    for line in re.findall(r"^    (?:\$ )?((?:\S.* && )?gemma-edge [a-z]+ .*)$", text, re.MULTILINE):
+        for command in re.split(r" && | [|<>] ", re.sub(r"[\[\]]", "", line)):
+            program, *words = shlex.split(command, comments=True)
+            if program == "gemma-edge":
+                yield words
+
+
+def test_every_command_of_a_document_is_one_that_the_program_takes() -> None:
+    taken, refused = 0, []
+    for document in DOCUMENTS:
+        for words in command_lines(document):
+            try:
+                taken += bool(parse(words))
+            except UsageError as error:
+                refused.append(f"{document.name}: {shlex.join(words)}: {error}")
+    assert taken > 100 and refused == []
 
 
 @pytest.mark.full

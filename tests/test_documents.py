@@ -55,6 +55,26 @@ def test_what_a_document_names_is_there(document: Path) -> None:
     assert not missing
 
 
+def anchors(document: Path) -> set[str]:
+    """What a link may name behind `#`: the headings, as the site and code hosts write them in links."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_link_into_a_document_leads_to_one_of_its_headings(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", document.read_text(encoding="utf-8"))
+    targets = [(document.parent / path if path else document, anchor) for path, anchor in links]
+    assert [f"{path.name}#{anchor}" for path, anchor in targets if anchor not in anchors(path)] == []
+
+
+def test_the_site_has_a_place_for_every_document() -> None:
+    listed = (REPOSITORY / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [str(path.relative_to(REPOSITORY)) for path in DOCUMENTS if path.parent.name != "formats"]
+    assert [page for page in pages if f"- {page}\n" not in listed] == ["README.md"], "that is its index.md"
+
+
 def command_lines(document: Path) -> Iterator[list[str]]:
     """The words of each `gemma-edge` command in indented or fenced code; [optional] words are given."""
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")

@@ -123,19 +123,6 @@ def decode(results: Path) -> StackedBars | None:
     return StackedBars("Decode rates by file", "tokens/s", bars) if bars else None
 
 
-def calibration(results: Path) -> StackedBars | None:
-    """The divergence of the tiny model's bundles in 18 languages, with bars together for each recipe, largest first."""
-    points = latest(results, "calibration", "recipe", "weights")
-    points.sort(key=lambda point: -point.figures["output_bytes"])
-    bars, before = [], None
-    for point in points:
-        recipe, size = point.facts["recipe"], point.figures["output_bytes"] / 1e6
-        label = f"{recipe} ({size:.1f} MB), {point.facts['weights']}"
-        bars.append(_bar(label, "languages", point.figures["languages_kl_nats"], new=recipe != before))
-        before = recipe
-    return StackedBars("Divergence of the tiny model's bundles, by size", "nats a prediction", bars) if bars else None
-
-
 def mixes(results: Path) -> TimeSeries | None:
     """Divergence of the tiny model's bundles over what a token reads: all of them, and the finer ones."""
     points = [point for point in latest(results, "calibration", "recipe", "weights") if "weight_bytes" in point.figures]
@@ -186,7 +173,6 @@ def plots(results: Path) -> dict[str, StackedBars | TimeSeries]:
         "ple_cold": ple(results, "cold"),
         "ple_warm": ple(results, "warm"),
         "decode": decode(results),
-        "calibration": calibration(results),
         "mixes": mixes(results),
     }
     return {name: plot for name, plot in found.items() if plot is not None}

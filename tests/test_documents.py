@@ -75,6 +75,17 @@ def test_the_site_has_a_place_for_every_document() -> None:
     assert [page for page in pages if f"- {page}\n" not in listed] == ["README.md"], "that is its index.md"
 
 
+def test_every_picture_is_shown_by_a_document() -> None:
+    shown = {
+        document.parent / target
+        for document in DOCUMENTS
+        for target in re.findall(r"!\[[^]]*\]\(([^):]+)\)", document.read_text(encoding="utf-8"))
+    }
+    folders = ("benchmarks/results", "docs/pictures", "examples/tiny_gemma3n", "examples/tiny_gemma4")
+    pictures = {path for folder in folders for path in (REPOSITORY / folder).glob("*.svg")}
+    assert pictures - {path.resolve() for path in shown} == set()
+
+
 def command_lines(document: Path) -> Iterator[list[str]]:
     """The words of each `gemma-edge` command in indented or fenced code; [optional] words are given."""
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")

@@ -54,9 +54,8 @@ class Bucket:
 
     def __init__(self, server: str = GOOGLE) -> None:
         self.server = _checked_server(server)
-        self._is_local = urlsplit(self.server).hostname in _LOCAL
         # Do not use a proxy for this computer.
-        proxies = [urllib.request.ProxyHandler({})] if self._is_local else []
+        proxies = [urllib.request.ProxyHandler({})] if urlsplit(self.server).hostname in _LOCAL else []
         self._opener = urllib.request.build_opener(_Redirects(), *proxies)
 
     def address(self, folder: str, name: str = "") -> str:

@@ -129,13 +129,8 @@ class Forwards:
 
     def _start(self, sock: socket.socket, target: str) -> None:
         async def run() -> None:
-            try:
-                channel = await self._open_to_host(target)
-                await relay(channel, sock)
-            except ChannelClosed:
-                pass
-            finally:
-                sock.close()
+            with sock, suppress(ChannelClosed, OSError):  # the host refuses the stream, or has gone
+                await relay(await self._open_to_host(target), sock)
 
         task = asyncio.ensure_future(run())
         self._relays.add(task)

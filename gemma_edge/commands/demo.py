@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 if all steps succeed; QualityError or BundleError otherwise."""
     path = arguments.checkpoint or built_in_checkpoint(arguments.model)
-    settings, prompt = session_settings(arguments), arguments.prompt
+    prompt = arguments.prompt
     for option in ("report", "results"):
         if arguments.device is None and getattr(arguments, option) is not None:
             raise UsageError(
@@ -96,6 +96,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             found, remedy = "it cannot be used with --device", "leave it out, and measure with gemma-edge bench"
             raise UsageError(unused, found=found, remedy=remedy)
         require_places(_device_demo(arguments, path, arguments.output or path))
+    settings = session_settings(arguments)
     with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
         sizes = three_sizes(checkpoint)
         terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")

@@ -123,7 +123,8 @@ def test_chat_shows_and_plays_with_the_next_message(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
     assert main(["chat", str(multimodal_bundle), "--json", "--temperature", "0", *QUICK]) == 0
     out, err = capfd.readouterr()
-    seen, again, words = map(json.loads, out.splitlines())
+    seen, again, absent, words = map(json.loads, out.splitlines())
+    assert absent["error"]["found"] == "no such file"
     assert seen["prompt_tokens"] > 18 + words["prompt_tokens"]
     assert again["reused_tokens"] > 18, "the image is not taken in again"
     assert "a.png will be sent with the next message" in err and "absent.wav: no such file" in err

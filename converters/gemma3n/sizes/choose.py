@@ -25,6 +25,7 @@ from toolkit.base.errors import SliceError
 from toolkit.base.files import is_safe_name
 from toolkit.base.strict_json import JsonObject, read_json_file, shorten
 from toolkit.bundle.manifest import RESERVED_PREFIX
+from toolkit.bundle.manifest_values import MAX_SIZE_NAME_CHARACTERS
 
 MATFORMER_FILE = "matformer.json"
 MATFORMER_FORMAT = "gemma-edge-matformer/1"
@@ -218,8 +219,9 @@ def _parse_slice(stated: JsonObject) -> Slice:
 
 def _checked_name(stated: JsonObject, name: str) -> str:
     """Check that a name can be the prefix of signatures."""
-    if not is_safe_name(name) or name.startswith(RESERVED_PREFIX):
-        stated.refuse("name", name, f"letters, digits and . _ -, not beginning with {RESERVED_PREFIX}")
+    if not is_safe_name(name) or len(name) > MAX_SIZE_NAME_CHARACTERS or name.startswith(RESERVED_PREFIX):
+        wanted = f"at most {MAX_SIZE_NAME_CHARACTERS} letters, digits and . _ -, not beginning with {RESERVED_PREFIX}"
+        stated.refuse("name", name, wanted)
     return name
 
 

@@ -273,6 +273,7 @@ def test_matformer_lab_may_skip_nothing(tmp_path: Path, skip: object) -> None:
         {**SMALL, "name": "a b"},
         {**SMALL, "name": ""},
         {**SMALL, "name": "prefill_8"},
+        {**SMALL, "name": "n" * 65},
         {**SMALL, "name": 5},
         {**SMALL, "layers": [0, 2, 3, True]},
         {**SMALL, "layers": "0-3"},

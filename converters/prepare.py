@@ -25,6 +25,7 @@ from converters.plan import Plan, PlannedDrafter, PlanRequest
 from converters.request import ConvertRequest, plan_request
 from converters.verify import SHORT_TOKENS, built_in_text
 from converters.verify import sequences_of as judged_sequences
+from toolkit.base.errors import errors_about
 from toolkit.base.files import require_room
 from toolkit.bundle.manifest import TOKENIZER, TOWER_FILES, AudioRecord, TextRecord, VisionRecord
 from toolkit.bundle.tokenizer import Tokenizer
@@ -54,7 +55,8 @@ class Prepared:
 def prepare(request: ConvertRequest, checkpoint: Checkpoint) -> Prepared:
     """Find out, and refuse, what can be before any weight is read."""
     if request.described_as is not None:
-        require_merged([adapter.record for adapter in checkpoint.adapters], request.described_as)
+        with errors_about(file=checkpoint.path):
+            require_merged([adapter.record for adapter in checkpoint.adapters], request.described_as)
     found = plan_bundle(request, checkpoint)
     if request.mix is not None:
         MixPlan.of(found.plan).require_reachable(request.mix)

@@ -67,7 +67,12 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help or the version; argparse would pass over what cannot be written."""
-        (to_stderr if file is sys.stderr else to_stdout)(message)
+        if file is None or file is sys.stdout:
+            to_stdout(message)
+        elif file is sys.stderr:
+            to_stderr(message)
+        else:
+            file.write(message)
 
     def parse_words(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parse options and other words in any order; also returns what is left over."""

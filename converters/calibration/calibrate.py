@@ -183,8 +183,10 @@ def mark_work(directory: Path, lock: Lock) -> None:
 
 
 def _key(lock: Lock) -> str:
-    """What determines the result besides the text: the lock, and the libraries that compute and decode."""
-    made_with = " ".join([lock_line(replace(lock, calibration=None)), *libraries().values()])
+    """What determines the result besides the text: the lock, and the libraries that compute, and decode media."""
+    versions = libraries()
+    used = versions if lock.calibration_media is not None else ("numpy", "blas", "litert")
+    made_with = " ".join([lock_line(replace(lock, calibration=None)), *(versions[name] for name in used)])
     return hashlib.sha256(made_with.encode()).hexdigest()
 
 

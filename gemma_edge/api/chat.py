@@ -145,8 +145,10 @@ class Chat:
             raise UsageError("conversation", found="images or sounds", wanted="text only")
         if len(turns) % 2:
             raise UsageError("conversation", found="a last message without an answer", wanted="an answer to each")
+        for message in turns:
+            require_unicode(message.text, f"message of the {message.role}")
+        self.system = system  # refuses what is no text, so before anything is forgotten
         self.reset()
-        self.system = system
         self._turns = tuple(_Turn(turns[i], turns[i + 1], ()) for i in range(0, len(turns), 2))
 
     def _require_same(self, turns: tuple[_Turn, ...]) -> None:

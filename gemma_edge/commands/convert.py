@@ -133,9 +133,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0; QualityError for a bundle that fails the gate, which is not written."""
-    runs_model = not arguments.no_verify or arguments.drafter == FIT
-    if not runs_model and (option := given_machine_option(arguments)) is not None:
-        refuse_unused(option, True, "with --no-verify")
+    if arguments.no_verify:
+        used = ("threads", "weight_cache") if arguments.drafter == FIT else ()
+        if (option := given_machine_option(arguments, used=used)) is not None:
+            refuse_unused(option, True, "with --no-verify")
 
     def show_failure(report: VerifyReport) -> None:
         if not report.passed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -210,9 +210,12 @@ def _device_opener(arguments: argparse.Namespace, terminal: Terminal) -> Opener:
     return open_on_device(arguments.device, settings)
 
 
-def given_machine_option(arguments: argparse.Namespace) -> str | None:
-    """One of the options of `add_machine_arguments` that was given another value than its default; None without any."""
-    return _given(arguments, _MACHINE)
+def given_machine_option(arguments: argparse.Namespace, *, used: Collection[str] = ()) -> str | None:
+    """One of the options of `add_machine_arguments` that was given another value than its default; None without any.
+
+    used: those that are not looked at, because they have an effect.
+    """
+    return _given(arguments, {name: value for name, value in _MACHINE.items() if name not in used})
 
 
 def _given(arguments: argparse.Namespace, usual: Mapping[str, object]) -> str | None:

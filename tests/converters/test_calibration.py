@@ -40,7 +40,7 @@ from converters.verify import built_in_text
 from toolkit.base.environment import ENVIRONMENT, environment_differences, libraries, write_environment
 from toolkit.base.errors import QualityError, UsageError
 from toolkit.base.outputs import Output
-from toolkit.bundle.lock import read_lock
+from toolkit.bundle.lock import LockedMedia, read_lock
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.write import BUNDLE
@@ -158,19 +158,24 @@ def test_work_for_another_tokenizer_is_not_used(checkpoint: Path, tmp_path: Path
     assert keys[0] != keys[1]
 
 
-@pytest.mark.parametrize("library", ["numpy", "blas", "litert", "pillow", "soundfile", "soxr"])
+@pytest.mark.parametrize("library", libraries())
 def test_work_of_other_versions_is_not_used_and_the_environment_names_them(
     library: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, output = read_lock(bundle), Output(tmp_path / "b", BUNDLE)
-    mark_work(tmp_path, lock)
-    assert is_work_of(tmp_path, lock)
+    text, output = read_lock(bundle), Output(tmp_path / "b", BUNDLE)
+    towers = replace(text, calibration_media=LockedMedia("0" * 64, 1, 1))
+    for name, lock in (("text", text), ("towers", towers)):
+        (tmp_path / name).mkdir()
+        mark_work(tmp_path / name, lock)
+        assert is_work_of(tmp_path / name, lock)
     write_environment(output)
     assert environment_differences(output.path) == []
     older = {**libraries(), library: "0.1"}
     monkeypatch.setattr("converters.calibration.calibrate.libraries", lambda: older)
     monkeypatch.setattr("toolkit.base.environment.libraries", lambda: older)
-    assert not is_work_of(tmp_path, lock)
+    assert not is_work_of(tmp_path / "towers", towers)
+    decodes_media = library in ("pillow", "soundfile", "soxr")
+    assert is_work_of(tmp_path / "text", text) == decodes_media, "a text needs no decoder"
     assert environment_differences(output.path) == [f"{library} {ENVIRONMENT.read(output.path)[library]}, here 0.1"]
 
 

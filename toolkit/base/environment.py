@@ -24,8 +24,16 @@ def libraries() -> Mapping[str, str]:
     >>> list(libraries())
     ['numpy', 'blas', 'litert', 'pillow', 'soundfile', 'soxr']
     """
-    others = {key: importlib.metadata.version(name) for key, name in _DISTRIBUTIONS.items()}
+    others = {key: _version(name) for key, name in _DISTRIBUTIONS.items()}
     return {"numpy": np.__version__, "blas": blas_name(), **others}
+
+
+def _version(distribution: str) -> str:
+    """A replacement of the same module, such as pillow-simd, has another distribution's name."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def write_environment(output: Output) -> None:

@@ -123,7 +123,7 @@ def dump_lock(lock: Lock) -> bytes:
 
 
 def lock_line(lock: Lock) -> str:
-    """The lock's JSON in one line, for the header of a .litertlm."""
+    """The lock's JSON in one line, as a section of a .litertlm holds it."""
     return json.dumps(_value(lock), separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 

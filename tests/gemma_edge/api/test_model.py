@@ -16,6 +16,7 @@ import gemma_edge
 from gemma_edge.api.model import Model
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, UsageError
+from toolkit.bundle.chat import Message
 from toolkit.runtime.answer import Answer
 from toolkit.runtime.session import Session
 
@@ -198,6 +199,21 @@ def test_instructions_that_are_no_text_are_refused_where_they_are_given(talker: 
         with pytest.raises(UsageError, match="system prompt: found bytes that are not text"):
             give()
     assert chat.system == "be brief"
+
+
+def test_messages_that_are_no_text_leave_a_conversation_as_it_was(talker: Model) -> None:
+    chat = talker.chat(system="be brief", max_tokens=1)
+    chat.send("cat")
+    history = chat.history
+    user, answer = Message("user", "the"), Message("assistant", "cat")
+    for messages in (
+        (Message("system", "\udcff"), user, answer),
+        (Message("user", "\udcff"), answer),
+        (user, Message("assistant", "\udcff")),
+    ):
+        with pytest.raises(UsageError, match="found bytes that are not text"):
+            chat.restore(messages)
+        assert chat.history == history
 
 
 def test_a_conversation_goes_on_although_other_prompts_come_between(talker: Model) -> None:

@@ -267,6 +267,7 @@ def test_every_option_has_a_row(verb: str) -> None:
         ("bench model --json --format csv", "--format csv", "with --json"),
         ("bench model --json -o csv", "--format csv", "with --json"),
         ("convert checkpoint -o o --no-verify --threads 3", "--threads", "with --no-verify"),
+        ("convert checkpoint -o o --no-verify --drafter fit --backend gpu", "--backend", "with --no-verify"),
         ("convert checkpoint -o o --no-verify --drafter published --ple ram", "--ple", "with --no-verify"),
         ("inspect checkpoint --force", "--force", "without --plot"),
         ("probe bundle --seed 0 --tokens ids.txt", "--seed", "with --tokens"),

@@ -34,6 +34,8 @@ _MOST_NAME = 80
 _MOST_REASON = 200
 _SIGNER_SUFFIX = ".adb_key"
 _ALLOW = "unlock the device and allow this computer's key on its screen"
+_LIKE_AN_ADDRESS = re.compile(r"([0-9]+\.){3}[0-9]+(:|$)|localhost:|emulator-")
+"""A name that nothing but an address has; its port may be wrong."""
 _WIRELESS = re.compile(r"adb-(.+)-[A-Za-z0-9]+\._adb-tls-connect\._tcp\.?", re.ASCII)
 """The name of a wirelessly paired device, which has its serial number (AOSP, daemon/adb_wifi.cpp)."""
 _SERVER_STATES: dict[str, tuple[State, str]] = {
@@ -113,7 +115,7 @@ def find_endpoint(name: str) -> Endpoint:
     for endpoint in usb:
         if endpoint.serial == name:
             return endpoint
-    if is_address:
+    if is_address or _LIKE_AN_ADDRESS.match(name):
         return tcp_endpoint(name)
     others = ", ".join([*held, *(endpoint.serial for endpoint in usb)]) or "none"
     raise UsageError(

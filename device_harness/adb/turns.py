@@ -6,27 +6,37 @@ import fcntl
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from device_harness.adb.devices import device_key
+from toolkit.base.errors import EnvironmentFault, system_reason
 from toolkit.runtime.weight_cache import default_directory
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def in_turn(kind: str, serial: str, place: str = "", *, waiting_for: str) -> Iterator[None]:
+def in_turn(kind: str, serial: str, place: str = "", *, waiting_for: str, required: bool = True) -> Iterator[None]:
     """Wait until no other process of this user does the same `kind` of work at this `place` of a device.
 
     All names of a device count as one, as far as they show it. `waiting_for`: what a warning says while this waits.
+    EnvironmentFault where nothing can be locked, as in a folder that is read-only; a warning if it is not `required`.
     """
-    locks = default_directory() / kind
-    locks.mkdir(parents=True, exist_ok=True)
+    folder = default_directory() / kind
     name = hashlib.sha256(f"{device_key(serial)} {place}".encode()).hexdigest()[:16]
-    with open(locks / name, "ab") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("%s: waiting for %s", f"{serial} {place}".rstrip(), waiting_for)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(open(folder / name, "ab"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("%s: waiting for %s", f"{serial} {place}".rstrip(), waiting_for)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            reason = system_reason(error)
+            if required:
+                remedy = "set GEMMA_EDGE_CACHE to a folder that is writable"
+                raise EnvironmentFault(file=folder, found=reason, remedy=remedy) from error
+            _log.warning("%s: %s; do not let two processes do this at once", folder, reason)
         yield

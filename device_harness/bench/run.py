@@ -155,7 +155,7 @@ def bench(
     if settings.drop_page_cache and request.workload.start != "cold":
         raise UsageError("--drop-page-cache", found="can be used with --cold only")
     with (
-        in_turn("benchmarks", machine.serial, waiting_for="another benchmark on it to end"),
+        in_turn("benchmarks", machine.serial, waiting_for="another benchmark on it to end", required=False),
         prepared_device(machine, stay_awake=settings.stay_awake, airplane_mode=settings.airplane_mode),
     ):
         device = read_device(machine)

@@ -30,6 +30,7 @@ from toolkit.runtime.ple_lookup import PleStatistics
 _WEIGHTS = "weights"
 """The folder for packed weights, beside the bundles on a machine."""
 _RECOVER_S = 60.0
+_CLOSE_S = 5.0
 
 
 def _ignore(step: Step, done: int, total: int) -> None:
@@ -129,9 +130,13 @@ class DeviceConversation:
 
     def close(self) -> None:
         """End the program on the machine, and leave the machine."""
-        self._settle()
-        self._end_program()
-        self._stack.close()
+        try:
+            self._settle(_CLOSE_S)
+        finally:
+            try:
+                self._end_program()
+            finally:
+                self._stack.close()
 
     # --- for `DeviceTokens` ----------------------------------------------------------------------------------------
 
@@ -167,10 +172,10 @@ class DeviceConversation:
         """How long it took to embed the last prompt's new images and sounds."""
         return self._conversation.media_s
 
-    def _settle(self) -> None:
-        """End an answer that its reader has left, which still waits for the program."""
+    def _settle(self, timeout: float | None = None) -> None:
+        """End an answer that its reader has left, which still waits for the program, for at most so many seconds."""
         if self._tokens is not None:
-            self._tokens.settle()
+            self._tokens.settle(timeout)
 
     def _end_program(self) -> None:
         client, self._client = self._client, None
@@ -230,6 +235,8 @@ class DeviceTokens:
         self._turn = threading.Lock()
         self._is_stopping = False
         self._is_finished = False
+        self._is_over = threading.Event()
+        """The receiver has ended. Before Python 3.13 a thread counts as ended once a wait for it was interrupted."""
         self._received: SimpleQueue[int | BaseException | None] = SimpleQueue()
         self._receiver = threading.Thread(target=self._receive, name="tokens of a device", daemon=True)
 
@@ -248,19 +255,20 @@ class DeviceTokens:
         self.settle()
         self._ending = ending
 
-    def settle(self) -> None:
+    def settle(self, timeout: float | None = None) -> None:
         """Stop the machine unless the answer is over; then note what it holds, or a fault that nobody has seen."""
         with self._turn:  # one thread writes to the program at a time: either this one or the receiver asks it to stop
             self._is_stopping = True
             generation = self._generation
-        if generation is not None and self._receiver.is_alive():
+        if generation is not None and not self._is_over.is_set():
             with suppress(EnvironmentFault):  # the receiver meets it too
                 generation.ask_to_stop()
         if self._receiver.ident is not None:
-            self._receiver.join()
+            self._is_over.wait(timeout)
         while not self._received.empty():
             if isinstance(item := self._received.get(), BaseException):
                 self._owner.failed(item)
+        self._received.put(None)  # for an iterator that goes on
         self._finish()
 
     def report(self) -> GenerationReport:
@@ -293,6 +301,8 @@ class DeviceTokens:
             self._received.put(None)
         except BaseException as error:
             self._received.put(error)
+        finally:
+            self._is_over.set()
 
     def _finish(self) -> None:
         generation = self._generation

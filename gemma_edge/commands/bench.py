@@ -286,7 +286,8 @@ def _measure(
     workloads = _workloads(arguments)
     for place, workload in enumerate(workloads, 1):
         failed = False
-        for found in _measure_one(arguments, workload, workloads[place:], devices, terminal):
+        later = workloads[1:] if place == 1 else ()  # the first one judges them all
+        for found in _measure_one(arguments, workload, later, devices, terminal):
             failed |= isinstance(found, BenchFailure)
             yield found
         if failed:

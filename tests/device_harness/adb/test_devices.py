@@ -157,6 +157,13 @@ def test_an_address_that_is_none_is_a_usage_error(address: str) -> None:
         tcp_endpoint(address)
 
 
+@pytest.mark.parametrize("name", ["10.0.0.2:70000", "localhost:", "emulator-99999"])
+def test_an_address_with_a_wrong_port_is_told_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, ("R58M999", FakeUsb(0)))
+    with pytest.raises(UsageError, match=rf"device address: found '{name}', wanted HOST:PORT"):
+        find_endpoint(name)
+
+
 @pytest.mark.parametrize("name", ["R58M123", "usb:1-2", "host:x"])
 def test_an_unknown_name_is_an_error_that_lists_what_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, ("R58M999", FakeUsb(0)))

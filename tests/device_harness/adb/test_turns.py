@@ -9,6 +9,7 @@ import pytest
 from waiting import wait_until
 
 from device_harness.adb.turns import in_turn
+from toolkit.base.errors import EnvironmentFault
 
 
 @pytest.fixture(autouse=True)
@@ -43,4 +44,15 @@ def test_other_devices_places_and_work_are_not_waited_for() -> None:
         in_turn("pushes", "R58M124", "/data/x", waiting_for="nobody"),
         in_turn("benchmarks", "R58M123", waiting_for="nobody"),
     ):
+        pass
+
+
+def test_where_nothing_can_be_locked_a_benchmark_goes_on_and_a_push_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "file"))
+    with in_turn("benchmarks", "R58M123", waiting_for="nobody", required=False):
+        assert "do not let two processes do this at once" in caplog.text
+    with pytest.raises(EnvironmentFault, match="GEMMA_EDGE_CACHE"), in_turn("pushes", "R58M123", waiting_for="nobody"):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import pytest
@@ -89,3 +90,44 @@ def test_a_fault_that_comes_after_the_end_is_not_lost(is_lost: bool) -> None:
     wait_until(program.is_computing.is_set)
     tokens.end("stop text")
     assert program.failures == [program._fault] and tokens.report().ending == "stop text"
+
+
+def test_a_stream_ends_if_its_answer_is_ended_while_it_is_read() -> None:
+    """As by closing the model in a loop over its answer."""
+    program = Program()
+    program.begins.set()
+    tokens = tokens_of(program)
+    tokens._receiver.start()
+    wait_until(program.is_computing.is_set)
+    tokens.settle()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(tokens._received.get).result(timeout=ASKED_S) is None
+
+
+def test_an_answer_is_waited_for_although_an_earlier_wait_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program()
+    tokens = tokens_of(program)
+    tokens._receiver.start()
+    wait = tokens._is_over.wait
+
+    def interrupted(timeout: float | None = None) -> bool:
+        monkeypatch.setattr(tokens._is_over, "wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokens._is_over, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokens.settle()
+    program.begins.set()
+    tokens.settle()
+    assert program.end is not None and tokens.report().ending == "interrupted"
+
+
+def test_closing_waits_only_a_moment_for_a_silent_program() -> None:
+    program = Program()
+    tokens = tokens_of(program)
+    tokens._receiver.start()
+    tokens.settle(0.01)
+    assert not tokens._is_over.is_set() and program.end is None
+    program.begins.set()
+    tokens.settle()
+    assert program.end is not None

@@ -2,10 +2,13 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 from hypothesis import settings
+
+from toolkit.runtime import weight_cache
 
 settings.register_profile("gemma-edge", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=5000)
@@ -32,3 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for extra, names in missing.items():
             if names and item.get_closest_marker(extra) is not None:
                 item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(names)}: pip install -e '.[{extra}]'"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Processes that run tests at the same time do not wait for each other's benchmarks of this computer."""
+    usual, own = weight_cache.default_directory, tmp_path_factory.mktemp("turns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "device_harness.adb.turns.default_directory", lambda: usual() if "GEMMA_EDGE_CACHE" in os.environ else own
+        )
+        yield

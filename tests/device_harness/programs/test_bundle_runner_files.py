@@ -106,12 +106,9 @@ def test_the_same_sources_give_the_same_bytes(system: System, architecture: Arch
 # --- ARM -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(os.uname().machine == "aarch64", reason="this computer is an ARM itself")
-@pytest.mark.parametrize(
-    "cpu",
-    ["cortex-a53", pytest.param("cortex-a76", marks=pytest.mark.full), pytest.param("max", marks=pytest.mark.full)],
-)
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76", "max"])
 def test_arm_computes_the_same_logits_but_for_rounding(cpu: str, tmp_path: Path) -> None:
     """In float32 without dot products to 1e-5 of the largest logit. In int8 an activation that is rounded the other way
     is a step of its scale, and with dot products (cortex-a76) or matrix products (max) other kernels run: the same most

@@ -62,8 +62,8 @@ def test_the_tiny_gemma_4_is_measured_and_a_runner_that_it_cannot_answer_is_name
         assert "128 and 0 tokens" in result["left_out"]["litert_lm_python"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("has_compiler", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("has_compiler", [False, True])
 def test_on_a_device_without_python_the_rest_is_measured_and_what_is_left_out_is_said(
     has_compiler: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_prompt_may_fill_the_context_but_for_one_position(large: LmEngine) -> 
     assert len(large.greedy(text, NEW_TOKENS)) == 1
 
 
+@pytest.mark.full
 def test_the_engine_runs_a_file_with_hashes_of_its_chunks(monkeypatch: pytest.MonkeyPatch, large: LmEngine) -> None:
     """Files of 32 MiB and more have a section that the engine knows nothing of."""
     path = scratch() / "hashed.litertlm"

@@ -54,6 +54,7 @@ def test_a_sound_is_answered_as_on_the_cpu(bundle: Path) -> None:
     assert answers == ["seven\n", "seven\n"]
 
 
+@pytest.mark.full
 def test_a_chat_is_answered_as_on_the_cpu(bundle: Path) -> None:
     lines = "Tell me a story.\nAnd then?\n"
     words = ("gemma_edge", "chat", bundle, "--temperature", "0", "-n", "8", "--backend")

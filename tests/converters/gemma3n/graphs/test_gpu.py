@@ -140,6 +140,7 @@ def logit_errors(model: Path, inputs: Mapping[str, Arrays]) -> list[float]:
     return errors
 
 
+@pytest.mark.full
 def test_in_float16_a_step_is_right_at_every_position(tmp_path: Path) -> None:
     """Its error grows with the number of random keys: 4e-3 at position 3, 1.2e-2 at 32,000."""
     for context, positions in ((2_048, (3, 1_000, 2_000)), (32_768, (32_000,))):

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 from device_harness.adb.devices import device_key
 from toolkit.base.errors import EnvironmentFault, system_reason
+from toolkit.base.files import take_lock
 from toolkit.runtime.weight_cache import default_directory
 
 _log = logging.getLogger(__name__)
@@ -27,12 +28,9 @@ def in_turn(kind: str, serial: str, place: str = "", *, waiting_for: str, requir
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(open(folder / name, "ab"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.warning("%s: waiting for %s", f"{serial} {place}".rstrip(), waiting_for)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            file = held.enter_context(open(folder / name, "ab"))
+            where = f"{serial} {place}".rstrip()
+            take_lock(file, fcntl.LOCK_EX, lambda: _log.warning("%s: waiting for %s", where, waiting_for))
         except OSError as error:
             reason = system_reason(error)
             if required:

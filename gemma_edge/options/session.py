@@ -38,13 +38,6 @@ LIMITS = (
     f"an image has at most {MAX_PIXELS:,} pixels, a sound lasts at most {MAX_SECONDS // 60} minutes",
 )
 """The limits that the help of `run` and `chat` states."""
-_HERE_ONLY = {
-    "weight_cache": None,
-    "ple": "flash",
-    "ple_cache_mb": DEFAULT_CACHE_BYTES >> 20,
-    "speculative": False,
-}
-"""Options that have no effect on a device, and their defaults."""
 _MACHINE = {
     "threads": None,
     "weight_cache": None,
@@ -54,6 +47,8 @@ _MACHINE = {
     "ple_cache_mb": DEFAULT_CACHE_BYTES >> 20,
 }
 """The options of `add_machine_arguments`, and their defaults."""
+_HERE_ONLY = {**{name: _MACHINE[name] for name in ("weight_cache", "ple", "ple_cache_mb")}, "speculative": False}
+"""Options that have no effect on a device, and their defaults."""
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,21 +85,21 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
         "~/.cache/gemma-edge; beyond 16 GiB, the least recently used files are deleted)",
     )
     group.add_argument(
-        "--backend", choices=backend_names(), default=backend_names()[0],
+        "--backend", choices=backend_names(), default=_MACHINE["backend"],
         help="the processor that runs the graphs (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--activations", choices=ACTIVATIONS, default=SessionSettings().activations,
+        "--activations", choices=ACTIVATIONS, default=_MACHINE["activations"],
         help="the precision in which a GPU computes; the encoders of images and sounds always use fp32 "
         "(default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--ple", choices=("flash", "ram"), default="flash",
+        "--ple", choices=("flash", "ram"), default=_MACHINE["ple"],
         help="per-layer embeddings: read each row from the shards when a token needs it, or copy all of them to memory "
         "first (default: flash)",
     )  # fmt: skip
     group.add_argument(
-        "--ple-cache-mb", metavar="MB", type=natural, default=DEFAULT_CACHE_BYTES >> 20,
+        "--ple-cache-mb", metavar="MB", type=natural, default=_MACHINE["ple_cache_mb"],
         help="memory in MiB for the rows of recent tokens (default: %(default)s)",
     )  # fmt: skip
     return group

@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from toolkit.base.directory_swap import replace_directory, restore_interrupted, sibling, sync
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError, system_reason
@@ -251,12 +252,17 @@ def locked_directory(directory: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold a directory's lock, exclusive or shared; the system releases it if the process dies."""
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     with open(directory / "lock", "ab") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("waiting for another process that writes in %s", directory)
-            fcntl.flock(file, kind)
+        take_lock(file, kind, lambda: _log.info("waiting for another process that writes in %s", directory))
         yield
+
+
+def take_lock(file: BinaryIO, kind: int, waits: Callable[[], None]) -> None:
+    """Lock a file with one of fcntl's kinds; `waits` is called first if another process holds it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waits()
+        fcntl.flock(file, kind)
 
 
 def _read_chunk(fd: int) -> bytes:

@@ -49,6 +49,15 @@ def exponential(power: float) -> float:
         return math.inf
 
 
+def finite_or_none(number: float | None) -> float | None:
+    """The number as JSON can hold it: None if it is not finite, or not there.
+
+    >>> finite_or_none(1.5), finite_or_none(math.inf), finite_or_none(None)
+    (1.5, None, None)
+    """
+    return number if number is not None and math.isfinite(number) else None
+
+
 def ratio_interval(excess: NDArray[np.float64]) -> Interval:
     """The interval of the perplexity ratio by bootstrap, with a fixed seed.
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.family import ReferenceModel, StageProgress
-from converters.intervals import Interval, exponential, ratio_interval, wilson_interval
+from converters.intervals import Interval, exponential, finite_or_none, ratio_interval, wilson_interval
 from converters.thresholds import Thresholds
 from converters.verify_towers import TowerReport
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
@@ -106,12 +106,12 @@ class SizeReport:
         """The object of one size in `verify --json`; numbers that are not finite are null."""
         quality = self.quality
         return {
-            "kl_divergence_mean": _finite(quality.kl_divergence_mean),
-            "kl_divergence_max": _finite(quality.kl_divergence_max),
+            "kl_divergence_mean": finite_or_none(quality.kl_divergence_mean),
+            "kl_divergence_max": finite_or_none(quality.kl_divergence_max),
             "top1_agreement": quality.top1_agreement,
-            "perplexity_checkpoint": _finite(quality.perplexity_checkpoint),
-            "perplexity_bundle": _finite(quality.perplexity_bundle),
-            "perplexity_ratio": _finite(quality.perplexity_ratio),
+            "perplexity_checkpoint": finite_or_none(quality.perplexity_checkpoint),
+            "perplexity_bundle": finite_or_none(quality.perplexity_bundle),
+            "perplexity_ratio": finite_or_none(quality.perplexity_ratio),
             "perplexity_ratio_interval": _bounds(quality.ratio_interval),
             "top1_agreement_interval": _bounds(quality.top1_interval),
             "tokens": quality.tokens,
@@ -122,11 +122,7 @@ class SizeReport:
 
 
 def _bounds(interval: Interval | None) -> list[float | None] | None:
-    return None if interval is None else [_finite(interval.low), _finite(interval.high)]
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
+    return None if interval is None else [finite_or_none(interval.low), finite_or_none(interval.high)]
 
 
 @dataclass(frozen=True, slots=True)

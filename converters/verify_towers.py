@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.family import Checkpoint, StageProgress
+from converters.intervals import finite_or_none
 from converters.plan import GraphFiles
 from toolkit.base.activations import Activations
 from toolkit.base.elements import ElementName, coarsest
@@ -63,10 +64,14 @@ class TowerReport:
 
     def to_json(self) -> dict[str, object]:
         """The object of one tower in `verify --json`; values that are not finite are null."""
-        error = self.relative_error if math.isfinite(self.relative_error) else None
-        cosine = self.cosine_min if math.isfinite(self.cosine_min) else None
-        numbers = {"relative_error": error, "cosine_min": cosine, "samples": self.samples}
-        return {**numbers, "soft_tokens": self.soft_tokens, "limit": self.limit, "failures": list(self.failures)}
+        return {
+            "relative_error": finite_or_none(self.relative_error),
+            "cosine_min": finite_or_none(self.cosine_min),
+            "samples": self.samples,
+            "soft_tokens": self.soft_tokens,
+            "limit": self.limit,
+            "failures": list(self.failures),
+        }
 
 
 def verify_tower(

@@ -186,6 +186,13 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def layer_kinds(self, slices: Sequence[Slice]) -> Mapping[str, Sequence[int]]:
+        """The layers by the kinds that rules of a text recipe can name, as the plan of these slices numbers them.
+
+        SliceError if the slices cannot share their weights and KV caches.
+        """
+        ...
+
     def plan(self, request: PlanRequest) -> Plan:
         """Plan the bundle's files and records. CheckpointError if the checkpoint lacks a requested tower."""
         ...

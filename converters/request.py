@@ -105,9 +105,11 @@ def plan_request(request: ConvertRequest, checkpoint: Checkpoint) -> PlanRequest
     recipes = checkpoint.recipes(request.recipes, towers)
     if request.search is not None:
         recipes = {role: recipe.with_search(request.search) for role, recipe in recipes.items()}
+    slices = _slices(request.sizes, checkpoint, recipes["text"])
+    text = recipes["text"].for_layers(checkpoint.layer_kinds(slices))
     return PlanRequest(
-        slices=_slices(request.sizes, checkpoint, recipes["text"]),
-        recipes=recipes,
+        slices=slices,
+        recipes={role: recipe.for_layers({}) for role, recipe in recipes.items() if role != "text"} | {"text": text},
         towers=towers,
         context=request.context,
         prefill_sizes=prefill_sizes,

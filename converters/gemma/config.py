@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -53,6 +53,11 @@ class DecoderConfig(ABC):
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def layer_kinds(self) -> Mapping[str, tuple[int, ...]]:
+        """The layers of each kind that rules of a recipe can name: `kv-donors`, whose KV caches other layers read."""
+        return {"kv-donors": tuple(sorted({layer.kv_source for layer in self.layers if layer.kv_source is not None}))}
 
     @property
     def kv_layers(self) -> tuple[int, ...]:

@@ -102,6 +102,7 @@ def step_bytes(text: PlannedText[Config], recipe: Recipe) -> int:
 
     RecipeError for a weight without a rule.
     """
+    recipe = recipe.for_layers(text.config.layer_kinds)
     rows = CacheRows.fitting(text.config, 1, 1)  # the weights are those of every context
     step = Signature("decode", text.decode(text.sizes[0].decoder, text.config, rows))
     weights = [(weight.shape, recipe.scheme(weight.name)) for weight in distinct_weights([_stored(text, recipe, step)])]

@@ -66,6 +66,10 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         """The recipe of every role."""
         return choose_recipes(RECIPES, wanted, towers, self.config.ple_size)
 
+    def layer_kinds(self, slices: Sequence[Slice]) -> Mapping[str, Sequence[int]]:
+        """The layers by kind, of the widest size."""
+        return combine(self.config, slices).config.layer_kinds
+
     def plan(self, request: PlanRequest) -> Plan:
         """The plan of the text groups and the requested towers."""
         towers = self._towers(request)

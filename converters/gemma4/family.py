@@ -106,6 +106,10 @@ class Gemma4Checkpoint(Gemma4Tensors):
         static = any(self.activation_scales(name) != ActivationScales() for name in tensors)
         return stored_recipe(RECIPES["text"].load("int8"), tensors, self.scheme, static_activations=static)
 
+    def layer_kinds(self, slices: Sequence[Slice]) -> Mapping[str, Sequence[int]]:
+        """The layers by kind."""
+        return self.config.layer_kinds
+
     def plan(self, request: PlanRequest) -> Plan:
         """The plan of the text groups."""
         return plan_text(self._text(request.slices), request)

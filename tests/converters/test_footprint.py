@@ -70,7 +70,9 @@ def read_by_a_step(checkpoint: Checkpoint, recipe: Recipe) -> int:
 @pytest.mark.parametrize("recipe", ["int4-small", "int4-block32"])
 def test_a_budget_takes_exactly_what_a_step_reads(random_checkpoint: Path, recipe: str) -> None:
     with open_checkpoint(random_checkpoint) as checkpoint:
-        text = checkpoint.recipes({"text": recipe}, ())["text"]
+        text = checkpoint.recipes({"text": recipe}, ())["text"].for_layers(
+            checkpoint.layer_kinds([checkpoint.default_slice])
+        )
         if recipe == "int4-block32":
             text = text.changed("own", [Rule("layers.*.mlp.down_proj.*weight", Scheme("int8"))])  # of 24 columns
         read = read_by_a_step(checkpoint, text)

@@ -161,6 +161,9 @@ class ToyCheckpoint:
         scheme = Scheme("int8", self.config.ple_size) if text.name == "int8" else Scheme("f32")
         return {"text": text, "ple": ple if isinstance(ple, Recipe) else Recipe(text.name, (Rule("ple", scheme),))}
 
+    def layer_kinds(self, slices: Sequence[Slice]) -> Mapping[str, Sequence[int]]:
+        return {}
+
     def plan(self, request: PlanRequest) -> Plan:
         return plan(self, request)
 

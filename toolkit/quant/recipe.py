@@ -35,6 +35,13 @@ class Rule:
     match: str
     scheme: Scheme
     optional: bool = False
+    layers: str | None = None
+    """The kind of the layers that the rule is for; the first `*` of `match` stands for the number of such a layer."""
+
+    @property
+    def pattern(self) -> tuple[str, str | None]:
+        """The weights that it is for: those that match, of the layers of a kind."""
+        return self.match, self.layers
 
     def matches(self, name: str) -> bool:
         """Whether it matches a weight's whole name; takes time in proportion to the name, whatever the pattern.
@@ -69,6 +76,30 @@ class Recipe:
     rules: tuple[Rule, ...]
     static_activations: bool = False
 
+    def for_layers(self, kinds: Mapping[str, Sequence[int]]) -> Recipe:
+        """The recipe for a model: each rule for a kind of layers becomes a rule for each of these layers.
+
+        `kinds`: the numbers of the model's layers by kind. RecipeError for another kind, and for a kind without layers
+        unless the rule is optional.
+
+        >>> rules = (Rule("layers.*.mlp.*", Scheme("int4"), layers="sparse"), Rule("*", Scheme("int8")))
+        >>> [rule.match for rule in Recipe("mixed", rules).for_layers({"sparse": [0, 1]}).rules]
+        ['layers.0.mlp.*', 'layers.1.mlp.*', '*']
+        """
+        rules: list[Rule] = []
+        for rule in self.rules:
+            if rule.layers is None:
+                rules.append(rule)
+                continue
+            numbers = kinds.get(rule.layers)
+            if numbers is None:
+                raise RecipeError(self._what(rule), found=f"layers {rule.layers}", wanted=" or ".join(kinds) or "none")
+            if not numbers and not rule.optional:
+                found, remedy = f"a model without layers of the kind {rule.layers}", 'mark the rule "optional": true'
+                raise RecipeError(self._what(rule), found=found, remedy=remedy)
+            rules += (replace(rule, match=rule.match.replace("*", str(i), 1), layers=None) for i in numbers)
+        return replace(self, rules=tuple(rules))
+
     def plan(self, weights: Sequence[Weight]) -> dict[str, Scheme]:
         """The scheme of each weight by name: that of the first rule that matches it.
 
@@ -101,22 +132,23 @@ class Recipe:
     def changed(self, name: str, rules: Sequence[Rule]) -> Recipe:
         """A recipe that differs from this one in some rules.
 
-        A rule whose `match` this recipe has takes that rule's place; the others go before all of its rules, which may
-        then be without effect.
+        A rule whose `match`, for the same kind of layers, this recipe has takes that rule's place; the others go before
+        all of its rules, which may then be without effect.
 
         >>> f32, int8 = Scheme("f32"), Scheme("int8")
         >>> base = Recipe("base", (Rule("norm", f32), Rule("*", f32)))
         >>> [str(rule.scheme) for rule in base.changed("own", [Rule("*", int8)]).rules]
         ['f32', 'int8 per channel']
         """
-        own = {rule.match for rule in self.rules}
-        first = tuple(rule for rule in rules if rule.match not in own)
-        instead = {rule.match: rule for rule in rules if rule.match in own}
+        own = {rule.pattern for rule in self.rules}
+        first = tuple(rule for rule in rules if rule.pattern not in own)
+        instead = {rule.pattern: rule for rule in rules if rule.pattern in own}
         kept = (replace(rule, optional=True) if first else rule for rule in self.rules)
         changed = zip(self.rules, kept, strict=True)
-        return replace(self, name=name, rules=(*first, *(instead.get(old.match, new) for old, new in changed)))
+        return replace(self, name=name, rules=(*first, *(instead.get(old.pattern, new) for old, new in changed)))
 
     def _index(self, weight: str) -> int:
+        assert all(rule.layers is None for rule in self.rules), f"{self._what()} is not for the layers of a model"
         index = next((index for index, rule in enumerate(self.rules) if rule.matches(weight)), None)
         if index is None:
             example = f'add a rule such as {{"match": "{weight}", "dtype": "f32"}}'
@@ -182,11 +214,11 @@ def _read_recipe(fields: JsonObject, base_named: Callable[[str], Recipe | None])
     fields.finish()
     if not rules:
         raise RecipeError(fields.place, file=fields.file, found="no rules")
-    seen: set[str] = set()
+    seen: set[tuple[str, str | None]] = set()
     for place, rule in zip(places, rules, strict=True):
-        if rule.match in seen:
+        if rule.pattern in seen:
             raise RecipeError(place, file=fields.file, found=f"the match {rule.match} a second time")
-        seen.add(rule.match)
+        seen.add(rule.pattern)
     recipe = Recipe(name, rules) if base is None else base.changed(name, rules)
     return recipe if static is None else replace(recipe, static_activations=static)
 
@@ -205,7 +237,10 @@ def _read_rule(value: object, file: str | None, place: str) -> Rule:
     if search is None:
         fields.refuse("search", fields.string("search"), " or ".join(SEARCHES))
     optional = fields.flag("optional") if fields.has("optional") else False
-    rule = Rule(match, Scheme(dtype, _read_block_size(fields, dtype), search), optional)
+    layers = fields.string("layers") if fields.has("layers") else None
+    if layers is not None and "*" not in match:
+        fields.refuse("layers", layers, "a * in match, for the number of a layer")
+    rule = Rule(match, Scheme(dtype, _read_block_size(fields, dtype), search), optional, layers)
     fields.finish()
     return rule
 

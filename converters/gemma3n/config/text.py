@@ -7,6 +7,7 @@ other key is an error. Source: transformers 5.23 models/gemma3n/configuration_ge
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from converters.gemma.config import Attention, DecoderConfig, DecoderLayer, DecoderModel, Heads, layer_kv_sources
@@ -80,6 +81,12 @@ class TextConfig(DecoderConfig):
         """See `DecoderConfig`; all layers have heads of one size, in which every pair rotates."""
         theta = self.rope_theta_full if attention == "full" else self.rope_theta_sliding
         return Heads(self.head_dim, theta, self.head_dim // 2)
+
+    @property
+    def layer_kinds(self) -> Mapping[str, tuple[int, ...]]:
+        """Those of `DecoderConfig`, and `sparse`: the layers that set most of the gate to zero."""
+        sparse = tuple(index for index, layer in enumerate(self.layers) if layer.sparsity > 0)
+        return {**super(TextConfig, self).layer_kinds, "sparse": sparse}
 
 
 TextModel = DecoderModel[TextConfig]

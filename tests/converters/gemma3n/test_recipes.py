@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from paths import REPOSITORY
+from paths import EXAMPLE, REPOSITORY
 
 from benchmarks.synthetic import PRESETS
+from converters.convert import convert
+from converters.families import open_checkpoint
 from converters.gemma.graphs.text.kv_cache import CacheRows
 from converters.gemma.recipes import ple_recipe
 from converters.gemma3n.graphs.text.decoder import decode_graph
 from converters.gemma3n.recipes import RECIPES
 from converters.gemma3n.sizes.elastic import combine
 from converters.gemma3n.sizes.matformer import whole_slice
+from converters.request import ConvertRequest
+from toolkit.base.errors import RecipeError
 from toolkit.base.weights import Weight
 from toolkit.bundle.footprint import step_weights
-from toolkit.quant.recipe import Recipe
+from toolkit.quant.recipe import FORMAT, Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature
 from toolkit.tflite.schema_unpack import unpack
@@ -26,6 +31,7 @@ from toolkit.tflite.writer import layout_files
 
 F32, INT8 = Scheme("f32"), Scheme("int8")
 TEXT = RECIPES["text"]
+KINDS = {"sparse": (0,), "kv-donors": (1,)}
 
 
 def weights(*names: str, shape: tuple[int, ...] = (8, 64)) -> list[Weight]:
@@ -61,7 +67,7 @@ def text_weights(layers: int = 2) -> list[Weight]:
 
 @pytest.mark.parametrize("name", TEXT.names)
 def test_built_in_recipes_give_every_weight_of_a_text_model_a_scheme(name: str) -> None:
-    schemes = TEXT.load(name).plan(text_weights())
+    schemes = TEXT.load(name).for_layers(KINDS).plan(text_weights())
     assert list(schemes) == [weight.name for weight in text_weights()]
 
 
@@ -87,14 +93,45 @@ def test_built_in_recipes_differ_in_attention_and_feed_forward_only(name: str, c
         assert scheme == (core if is_core else F32 if is_small else side), weight
 
 
-def test_the_small_recipe_has_products_in_int4_the_first_up_projections_in_int2_and_embeddings_in_int8() -> None:
-    for weight, scheme in TEXT.load("int4-small").plan(text_weights(layers=6)).items():
+_FINE = (
+    r"embed_tokens\..*|altup_unembed.*|.*laurel\.linear_left.*|.*per_layer_input_gate.*"
+    r"|layers\.[34]\.self_attn\.(qkv|q|o)_proj\.weight"
+)
+
+
+def test_the_small_recipe_spends_bits_where_a_model_feels_them() -> None:
+    recipe = TEXT.load("int4-small").for_layers({"sparse": (0, 1), "kv-donors": (3, 4)})
+    for weight, scheme in recipe.plan(text_weights(layers=6)).items():
         is_float = "norm" in weight or ".altup." in weight
-        is_coarse = re.fullmatch(r"layers\.[0-3]\.mlp\.up_proj\.weight", weight) is not None
-        wanted = (
-            F32 if is_float else INT8 if weight == "embed_tokens.weight" else Scheme("int2" if is_coarse else "int4")
-        )
-        assert scheme == wanted, weight
+        is_coarse = re.fullmatch(r"layers\.[01]\.mlp\.up_proj\.weight", weight) is not None
+        fine = INT8 if re.fullmatch(_FINE, weight) else Scheme("int2" if is_coarse else "int4")
+        assert scheme == (F32 if is_float else fine), weight
+
+
+def test_rules_can_name_the_sparse_layers_and_those_whose_caches_others_read() -> None:
+    assert PRESETS["e2b"].layer_kinds == {"sparse": tuple(range(10)), "kv-donors": (18, 19)}
+    with open_checkpoint(EXAMPLE) as checkpoint:
+        sizes = [checkpoint.find_slice(name) for name in ("small", "large")]
+        assert checkpoint.layer_kinds(sizes) == {"sparse": (0, 1, 2), "kv-donors": (4, 5)}
+
+
+def test_a_bundle_says_which_layers_the_rules_were_for(tmp_path: Path) -> None:
+    request = ConvertRequest(EXAMPLE, tmp_path / "b", {"text": "int4-small"}, groups=("text",), context=64)
+    record = convert(request, gate=None).manifest.quant["text"]
+    dtypes = {rule.match: rule.dtype for rule in record.rules}
+    assert [match for match, dtype in dtypes.items() if dtype == "int2"] == [
+        f"layers.{layer}.mlp.up_proj.*weight" for layer in (0, 1, 2)
+    ]
+    assert dtypes["layers.4.self_attn.*_proj.weight"] == dtypes["layers.5.self_attn.*_proj.weight"] == "int8"
+
+
+def test_recipes_for_towers_have_no_rules_for_layers(tmp_path: Path) -> None:
+    rules = [{"match": "*.weight", "dtype": "int8", "layers": "sparse"}]
+    path = tmp_path / "ears.json"
+    path.write_text(json.dumps({"format": FORMAT, "name": "ears", "base": "audio-int8", "rules": rules}))
+    request = ConvertRequest(EXAMPLE, tmp_path / "b", {"audio": path}, context=64)
+    with pytest.raises(RecipeError, match=r"recipe ears, rule \*\.weight: found layers sparse, wanted none"):
+        convert(request, gate=None)
 
 
 def test_the_small_recipe_reads_at_most_1_2_gb_a_token_at_e2b() -> None:
@@ -104,7 +141,7 @@ def test_the_small_recipe_reads_at_most_1_2_gb_a_token_at_e2b() -> None:
     decode = [Signature("decode", decode_graph(elastic.sizes[0], elastic.config, rows))]
     bytes_read = {}
     for name in ("int4", "int4-small"):
-        rules = TEXT.load(name).rules
+        rules = TEXT.load(name).for_layers(config.layer_kinds).rules
         recipe = Recipe(name, tuple(replace(rule, optional=True) for rule in rules))  # the embedder is not here
         layout = layout_files({"decoder": decode}, recipe)["decoder"]
         bytes_read[name] = sum(step_weights(unpack(memoryview(layout.header)), "decode").values())
@@ -114,7 +151,7 @@ def test_the_small_recipe_reads_at_most_1_2_gb_a_token_at_e2b() -> None:
 
 @pytest.mark.parametrize("name", TEXT.names)
 def test_a_model_without_shared_caches_needs_no_other_recipe(name: str) -> None:
-    TEXT.load(name).plan([w for w in text_weights() if "q_norms" not in w.name])
+    TEXT.load(name).for_layers(KINDS).plan([w for w in text_weights() if "q_norms" not in w.name])
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

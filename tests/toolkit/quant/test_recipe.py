@@ -129,6 +129,9 @@ RULE = {"match": "*", "dtype": "int4"}
         ([RULE | {"optional": 1}], r"rule 1 \(\*\) optional: found 1, wanted true or false"),
         ([RULE | {"blocksize": 32}], r"rule 1 \(\*\): unknown key blocksize"),
         ([{"match": "a", "dtype": "f32"}, {"match": "a", "dtype": "int8"}], "rule 2: the match a a second time"),
+        ([RULE | {"layers": "x"}] * 2, r"rule 2: the match \* a second time"),
+        ([RULE | {"layers": 0.5}], r"rule 1 \(\*\) layers: found 0.5, wanted a string"),
+        ([{"match": "a", "dtype": "f32", "layers": "x"}], r"rule 1 \(a\) layers: found x, wanted a \* in match"),
     ],
 )
 def test_a_bad_rule_is_an_error_that_names_file_and_rule(tmp_path: Path, rules: list[object], message: str) -> None:
@@ -196,3 +199,24 @@ def test_a_base_is_a_built_in_recipe_for_the_same_weights(tmp_path: Path, base: 
     with pytest.raises(RecipeError, match=r"mine\.json, base: found .*, wanted a built-in recipe"):
         OWN.load(write(tmp_path, RULE, base=base))
     OWN.load(write(tmp_path, RULE, base="ears"))
+
+
+def test_a_rule_for_a_kind_of_layers_is_a_rule_for_each_of_these(tmp_path: Path) -> None:
+    match = "layers.*.self_attn.*_proj.weight"
+    mine = write(tmp_path, {"match": match, "dtype": "int4", "layers": "odd"}, base="int8")
+    recipe = OWN.load(mine)
+    made = recipe.for_layers({"odd": [1, 3], "even": [0, 2]})
+    assert [rule.match for rule in made.rules[:2]] == [match.replace("*", number, 1) for number in ("1", "3")]
+    own, others = "layers.3.self_attn.o_proj.weight", "layers.2.self_attn.o_proj.weight"
+    assert made.scheme(own) == Scheme("int4") and made.scheme(others) == INT8  # the base's rule for all layers stays
+    assert made.for_layers({}) == made
+
+
+def test_a_kind_that_a_model_does_not_know_or_has_no_layers_of_is_an_error_unless_optional() -> None:
+    recipe = Recipe("r", (Rule("layers.*", INT8, layers="odd"), Rule("*", F32)))
+    with pytest.raises(RecipeError, match=r"recipe r, rule layers\.\*: found layers odd, wanted even or big"):
+        recipe.for_layers({"even": [0], "big": [1]})
+    with pytest.raises(RecipeError, match=r"a model without layers of the kind odd.*optional"):
+        recipe.for_layers({"odd": []})
+    optional = Recipe("r", (Rule("layers.*", INT8, optional=True, layers="odd"), Rule("*", F32)))
+    assert optional.for_layers({"odd": []}).rules == (Rule("*", F32),)

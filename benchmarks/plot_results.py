@@ -140,10 +140,10 @@ def mixes(results: Path) -> TimeSeries | None:
         return Panel(unit, lines, from_zero=True)
 
     panels = [panel("nats", math.inf), panel(f"nats, to {_FINE}", _FINE)]
-    return TimeSeries("Divergence in 18 languages over the weights that a token reads", panels, "MB a token")
+    return TimeSeries("Divergence on books over the weights that a token reads", panels, "MB a token")
 
 
-_DIVERGENCE, _FINE = "languages_kl_nats", 0.03
+_DIVERGENCE, _FINE = "books_kl_nats", 0.03
 
 
 def _way(point: Point) -> str:

@@ -109,10 +109,10 @@ def _texts(drawn: bytes) -> list[str]:
 
 def test_divergences_are_drawn_over_the_bytes_that_a_token_reads(tmp_path: Path) -> None:
     def bundle(recipe: str, weights: str, size: float, divergence: float) -> BenchRecord:
-        figures: Figures = {"weight_bytes": size, "languages_kl_nats": divergence}
+        figures: Figures = {"weight_bytes": size, "books_kl_nats": divergence}
         script = ScriptRecord("b", {"recipe": recipe, "weights": weights}, {})
         record = changed(figures, script)
-        return dataclasses.replace(record, runner="bench_calibration", tests={"languages": "languages_kl_nats"})
+        return dataclasses.replace(record, runner="bench_calibration", tests={"books": "books_kl_nats"})
 
     records = [
         bundle("int4", "search", 5e6, 0.02),

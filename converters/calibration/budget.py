@@ -44,7 +44,7 @@ _MEASURED = 4  # sequences that inputs are measured on
 _PROBE = 64  # tokens of a probe
 _PROBED_TOKENS = 1 << 16  # of all copies: the fewer matrices there are, the longer is the text that each is judged on
 _MOST_PROBES = 8
-_ATTEMPTS = 4  # mixes that are tried for a divergence
+_CORRECTIONS = 3  # of a mix for a divergence, before the finest one is tried
 _MARGIN = 0.97  # of what a corrected expectation leaves
 
 Made = TypeVar("Made")
@@ -179,21 +179,23 @@ def within_budget(
     """What `make` makes of the best mix within a budget; it also returns the divergence that it measures.
 
     Divergences add to first order only. So a mix that turns out to diverge by more than the budget is replaced by one
-    whose expected divergence is smaller by the factor that the first one was off. UsageError if nothing fits.
+    whose expected divergence is smaller by the factor that the first one was off, and in the end by the finest one.
+    UsageError if nothing fits.
     """
-    wanted = budget
-    for _ in range(_ATTEMPTS):
-        mix = chosen.choose(wanted, sensitivity)
+    finest = chosen.choose(MixBudget(math.inf, "bytes"), sensitivity)
+    mix = chosen.choose(budget, sensitivity)
+    for corrections in reversed(range(_CORRECTIONS + 2)):
         made, found = make(mix)
         told = "" if found is None else f", found {found:.4g}"
         _log.info("%d bytes a token, expected divergence %.4g%s", mix.bytes, mix.divergence, told)
         if found is None or found <= budget.amount:
             return made
-        least = chosen.choose(MixBudget(math.inf, "bytes"), sensitivity).divergence
-        off = (found - sensitivity.floor) / (mix.divergence - sensitivity.floor)
-        amount = sensitivity.floor + _MARGIN * (budget.amount - sensitivity.floor) / off
-        if amount < least:
+        if mix == finest:
             break
-        wanted = MixBudget(amount, "nats")
-    tried = f"the most precise mix that was tried diverges by {found:.2g} and reads {mix.bytes:,} bytes a token"
+        expected, floor = mix.divergence - sensitivity.floor, sensitivity.floor
+        amount = floor + _MARGIN * (budget.amount - floor) * expected / (found - floor)
+        is_near = corrections > 1 and amount >= finest.divergence
+        before, mix = mix, chosen.choose(MixBudget(amount, "nats"), sensitivity) if is_near else finest
+        mix = finest if mix == before else mix
+    tried = f"the most precise mix diverges by {found:.2g} and reads {mix.bytes:,} bytes a token"
     raise UsageError("kl", found=f"{budget.amount:g}", wanted=f"more: {tried}")

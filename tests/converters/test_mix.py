@@ -230,13 +230,25 @@ def test_a_divergence_gets_fewer_bytes_the_larger_it_is(checkpoint: Path, tmp_pa
         convert(request(checkpoint, tmp_path / "none", MixBudget(1e-12, "nats")), families=FAMILIES, gate=None)
 
 
-def test_a_divergence_that_no_mix_keeps_says_what_the_best_one_tried_has() -> None:
-    chosen, sensitivity = (
-        MixPlan({}, {"a": (8, 8)}, 10),
-        Sensitivity({"a": {"int8": 0.01, "int4": 0.05, "int2": 0.2}}, 0.0),
-    )
-    with pytest.raises(UsageError, match=r"^kl: found 0\.1, wanted more: .* tried diverges by 0\.9 and reads 42 bytes"):
-        within_budget(chosen, MixBudget(0.1, "nats"), sensitivity, lambda mix: (None, 10 * mix.divergence + 0.4))
+ONE = MixPlan({}, {"a": (8, 8)}, 10)
+COSTS = Sensitivity({"a": {"int8": 0.01, "int4": 0.05, "int2": 0.2}}, 0.0)
+
+
+def test_a_divergence_that_no_mix_keeps_says_what_the_most_precise_one_has() -> None:
+    with pytest.raises(UsageError, match=r"^kl: found 0\.1, wanted more: .* diverges by 0\.5 and reads 74 bytes"):
+        within_budget(ONE, MixBudget(0.1, "nats"), COSTS, lambda mix: (None, 10 * mix.divergence + 0.4))
+
+
+@pytest.mark.parametrize("found", [{42: 0.11, 74: 0.09}, {42: 9.0, 74: 0.1}], ids=["a little", "far"])
+def test_the_most_precise_mix_is_tried_before_a_divergence_is_refused(found: dict[int, float]) -> None:
+    tried: list[int] = []
+
+    def make(mix: Mix) -> tuple[int, float]:
+        tried.append(mix.bytes)
+        return mix.bytes, found[mix.bytes]
+
+    assert within_budget(ONE, MixBudget(0.1, "nats"), COSTS, make) == 74
+    assert tried == [42, 74], "each once"
 
 
 def test_a_mix_needs_a_calibration_and_one_size(checkpoint: Path, tmp_path: Path) -> None:

@@ -117,9 +117,13 @@ def export_litertlm(
     if "audio" not in groups:
         _log.warning("the file has no sound: AI Edge Gallery refuses to import such a file (litert-torch issue 1039)")
     with scratch_beside(output.path) as scratch:
+        parts = ExportParts(source, manifest, scratch, composite_norms=options.target == "gpu")
+        lock = parse_lock(parts.read(LOCK), source / LOCK) if LOCK in manifest.files else None
+        first, rest = _bundle_sections(parts, size, groups, model_type, options.sampling)
         other = None if options.drafter is None else options.drafter(scratch)
         if options.drafter is not None and other is None:
             groups = tuple(name for name in groups if name != "drafter")
+            first, rest = _bundle_sections(parts, size, groups, model_type, options.sampling)
         system = {
             "checkpoint": manifest.checkpoint.name,
             "checkpoint_sha256": manifest.checkpoint.sha256,
@@ -127,17 +131,14 @@ def export_litertlm(
             "groups": ",".join(groups),
             "size": size,
         }
-        parts = ExportParts(source, manifest, scratch, composite_norms=options.target == "gpu")
-        sections = [metadata_section(parts, groups, model_type, options.sampling)]
-        if LOCK in manifest.files:
+        sections = [first]
+        if lock is not None:
             made_with = LockedExport(
                 size, groups, model_type, options.activations, options.target, options.sampling,
                 drafter=None if other is None else other.settings, assistant=None if other is None else other.assistant,
             )  # fmt: skip
-            lock = parse_lock(parts.read(LOCK), source / LOCK)
             sections.append(lock_section(replace(lock, export=made_with)))
-        sections += text_sections(parts, manifest.size(size), drafts="drafter" in groups)
-        sections += tower_sections(parts, groups, model_type)
+        sections += rest
         if "drafter" in groups:
             drafter = parts.drafter(None if other is None else other.part)
             sections.append(Section(tables.TFLITE_MODEL, (drafter,), schema.DRAFTER))
@@ -151,6 +152,14 @@ def export_litertlm(
             output.path, sections, system, signer=options.signer, accept=accept_at, progress=progress
         )
     return ExportResult(output.path, total, size, groups, model_type)
+
+
+def _bundle_sections(
+    parts: ExportParts, size: str, groups: Sequence[str], model_type: ModelType, sampling: SamplingRecord | None
+) -> tuple[Section, list[Section]]:
+    """The sections that come from the bundle's own files: the engine's metadata, and the others."""
+    text = text_sections(parts, parts.manifest.size(size), drafts="drafter" in groups)
+    return metadata_section(parts, groups, model_type, sampling), [*text, *tower_sections(parts, groups, model_type)]
 
 
 def _model_type(manifest: Manifest, groups: Sequence[str], wanted: ModelType | None) -> ModelType:

@@ -19,7 +19,7 @@ from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import hash_file
 from toolkit.bundle.check import check_directory
 from toolkit.bundle.lock import DrafterSettings, read_lock
-from toolkit.bundle.manifest import DRAFTER, DRAFTER_TEXT
+from toolkit.bundle.manifest import DRAFTER, DRAFTER_TEXT, TOKENIZER
 from toolkit.bundle.manifest_json import dump_manifest, read_manifest
 from toolkit.bundle.signatures import DRAFT
 from toolkit.drafting.fit import Drafter
@@ -258,6 +258,10 @@ def test_what_an_export_cannot_have_is_said_before_a_drafter_is_fitted(
         gemma_edge.export(drafting_bundle, tmp_path / "model.litertlm", groups=("text", "vison"), drafter="fit")
     with pytest.raises(BundleError, match="found huge"):
         gemma_edge.export(drafting_bundle, tmp_path / "model.litertlm", size="huge", drafter="fit")
+    damaged = Path(shutil.copytree(drafting_bundle, tmp_path / "bundle"))
+    (damaged / TOKENIZER).write_bytes((damaged / TOKENIZER).read_bytes() + b" ")
+    with pytest.raises(BundleError, match=rf"{TOKENIZER}: found"):
+        gemma_edge.export(damaged, tmp_path / "model.litertlm", drafter="fit")
 
 
 @pytest.mark.parametrize("fault", ["size", "acceptance", "files"])

@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.weights import Weight, WeightPart
-from toolkit.bundle.lock import Lock, LockedSize
+from toolkit.bundle.lock import Group, Lock, LockedSize
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
@@ -170,14 +171,15 @@ def fill(directory: Path) -> BundleDraft:
 def with_lock(draft: BundleDraft, *, rules: int = 1) -> BundleDraft:
     """A draft with a lock, whose recipe has a rule for each of so many weights."""
     own = tuple(RuleRecord(f"model.layers.{n}.mlp.down_proj.weight", "int8", None, "mse") for n in range(rules))
+    recipes = {**draft.quant, "text": QuantRecord("own", own)}
     sizes = tuple(LockedSize(name, size.layers, size.ffn_sizes) for name, size in draft.sizes.items())
     lock = Lock(
         generator=GENERATOR,
         checkpoint=draft.checkpoint,
         calibration=None,
-        groups=("text",),
+        groups=tuple(group for group in get_args(Group) if group in draft.groups),
         sizes=sizes,
-        recipes={"text": QuantRecord("own", own)},
+        recipes=recipes,
         context=TEXT.context,
         prefill_sizes=TEXT.prefill_sizes,
         shard_bytes=1 << 20,
@@ -186,7 +188,7 @@ def with_lock(draft: BundleDraft, *, rules: int = 1) -> BundleDraft:
         manifest=None,
         export=None,
     )
-    return replace(draft, lock=lock)
+    return replace(draft, lock=lock, quant=recipes)
 
 
 def tokenizer_of(tokens: int) -> str:

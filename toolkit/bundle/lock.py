@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, cast, get_args
 
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.json_types import Ascending, Fits, MayBeAbsent, Range
@@ -21,7 +21,9 @@ FORMAT = "gemma-edge-lock/1"
 MAX_LOCK_BYTES = 16 * 1024 * 1024
 
 Positions = Annotated[int, Range(2, MAX_DIMENSION)]
-Group = Literal["text", "vision", "audio"]
+Tower = Literal["vision", "audio"]
+Group = Literal["text", Tower]
+_TOWERS = get_args(Tower)
 LEAST_DRAFTER_TOKENS = 600
 """This many tokens make at least five passages, one of which is held out."""
 
@@ -173,12 +175,25 @@ def lock_faults(path: Path, manifest: Manifest) -> list[Fault]:
         completed(lock, replace(manifest, files=others)),
         generator=manifest.generator,
         checkpoint=manifest.checkpoint,
+        groups=("text", *(group for group in _TOWERS if group in manifest.groups)),
+        sizes=_sizes(manifest, [size.name for size in lock.sizes]),
+        recipes=manifest.quant,
         context=text.context,
         prefill_sizes=text.prefill_sizes,
         draft_tokens=text.draft_tokens,
         export=None,
     )
     return [Fault(path.name, place, found, wanted) for place, found, wanted in differences(lock, wanted)]
+
+
+def _sizes(manifest: Manifest, order: Sequence[str]) -> tuple[LockedSize, ...]:
+    """The sizes of a manifest, the default one first, then in the order of a lock, which a manifest does not keep."""
+
+    def rank(name: str) -> tuple[bool, int]:
+        return name != manifest.default_size, order.index(name) if name in order else len(order)
+
+    sizes = [(name, manifest.sizes[name]) for name in sorted(manifest.sizes, key=rank)]
+    return tuple(LockedSize(name, size.layers, size.ffn_sizes) for name, size in sizes)
 
 
 def differences(found: Lock, wanted: Lock) -> list[tuple[str, str, str]]:

@@ -31,7 +31,7 @@ from converters.convert import convert
 from converters.request import ConvertRequest
 from gemma_edge import cli
 from toolkit.base.errors import BundleError
-from toolkit.bundle.lock import LockedExport, dump_lock, read_lock
+from toolkit.bundle.lock import LockedExport, LockedSize, dump_lock, read_lock
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -43,6 +43,7 @@ from toolkit.bundle.manifest import (
     VISION_ADAPTER,
     VISION_ENCODER,
     CheckpointRecord,
+    QuantRecord,
 )
 from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, ShardHeader, read_header, shard_name
@@ -454,8 +455,11 @@ def test_a_lock_that_contradicts_the_manifest_is_found(tmp_path: Path) -> None:
     other = CheckpointRecord("other", "1" * 64)
     export = LockedExport("large", ("text",), "gemma3n", None, "cpu")
     changes = {"checkpoint": other, "context": 31, "prefill_sizes": (4,), "draft_tokens": 3, "export": export}
-    assert with_changed_lock(tmp_path / "b", **changes) == [
-        "checkpoint name", "checkpoint sha256", "context", "draft_tokens", "export", "prefill_sizes",
+    recipes = {"text": QuantRecord("own", ())}
+    sizes = (LockedSize("large", (0, 1), (16, 8)),)
+    assert with_changed_lock(tmp_path / "b", groups=("text",), recipes=recipes, sizes=sizes, **changes) == [
+        "checkpoint name", "checkpoint sha256", "context", "draft_tokens", "export", "groups", "prefill_sizes",
+        "recipes audio", "recipes text rules", "recipes vision", "sizes",
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from gemma_edge.parser import parse, print_help
-from gemma_edge.terminal import Label, Terminal, to_stderr, write_line
+from gemma_edge.terminal import STDOUT, Label, Terminal, to_stderr, write_line
 from toolkit.base.errors import EnvironmentFault, ToolkitError, UsageError, system_reason
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -83,11 +83,11 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
     try:
         code: int = arguments.execute(arguments, terminal)
         return code
-    except BrokenPipeError:
-        return DONE  # the reader of stdout has seen enough
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and error.filename == STDOUT:
+            return DONE  # its reader has seen enough; another pipe or socket that breaks is a fault
         return _fail(_known(error), terminal, traced=traced)
 
 

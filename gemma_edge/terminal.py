@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gemma_edge.progress_bars import ProgressBars
 
 Label = Literal["info", "warning", "error"]
+STDOUT = "standard output"
 
 # ECMA-48, select graphic rendition.
 _BOLD_RED, _YELLOW, _PLAIN = "\x1b[1;31m", "\x1b[33m", "\x1b[0m"
@@ -148,14 +149,14 @@ def write_line(label: Label, text: str) -> None:
 def to_stdout(text: str) -> None:
     """Write a text on stdout, and all that it still holds.
 
-    OSError that names standard output if that fails, as on a full disk; BrokenPipeError if its reader has closed it.
+    OSError with the file name `STDOUT` if that fails, as on a full disk; BrokenPipeError if its reader has closed it.
     """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         _give_up(sys.stdout)
-        error.filename = "standard output"
+        error.filename = STDOUT
         raise
 
 

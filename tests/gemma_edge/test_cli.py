@@ -312,6 +312,16 @@ def test_a_fault_of_our_own_is_one_line_too(command: Command, monkeypatch: pytes
     assert_one_line_error(command("check", "x"), 3, "KeyError", "surprise", "-v")
 
 
+def test_a_pipe_that_breaks_is_a_fault_unless_it_is_ours(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to a device breaks with the same error; it ended the command as if all were done."""
+
+    def broken(*_: object, **__: object) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr("gemma_edge.commands.check.check", broken)
+    assert_one_line_error(command("check", "x"), 3, "broken pipe")
+
+
 @pytest.mark.slow
 def test_global_options_stand_before_or_after_the_verb(command: Command, random_bundle: Path) -> None:
     assert command("--json", "check", random_bundle).json == command("check", random_bundle, "--json").json

@@ -178,10 +178,15 @@ def _slice(path: Path) -> object:
 
 
 _SLICE = {"name": "own", "layers": [0, 1, 2, 3, 4, 5, 8, 9], "ffn_sizes": [256] * 8}
-_RECIPE = {"format": "gemma-edge-recipe/1", "name": "own", "base": "int8", "rules": [{"match": "*", "dtype": "int4"}]}
+_RULES = [{"match": "layers.*.mlp.*", "layers": "sparse", "dtype": "int2"}, {"match": "*", "dtype": "int4"}]
+_RECIPE = {"format": "gemma-edge-recipe/1", "name": "own", "base": "int8", "rules": _RULES}
 _TOKENIZER = _json(
     {"added_tokens": [{"id": 1, "content": "<bos>"}], "model": {"type": "BPE", "vocab": {"a": 0, "<bos>": 1}}}
 )
+
+
+def _recipe(path: Path) -> None:
+    RECIPES["text"].load(path).for_layers({"sparse": (0, 1), "kv-donors": ()})
 
 
 @cache
@@ -208,7 +213,7 @@ CHECKPOINT_TARGETS = (
     Target("quant", _quant, lambda: [b"c" + _json(_QUANT), b"t" + _coded_tensors()]),
     Target("adapter", _adapter, lambda: [kind + content for kind, (_, content) in _adapter_files().items()]),
     Target("slice", of_file("slice.json", _slice), lambda: [_json(_SLICE)]),
-    Target("recipe", of_file("recipe.json", RECIPES["text"].load), lambda: [_json(_RECIPE)]),
+    Target("recipe", of_file("recipe.json", _recipe), lambda: [_json(_RECIPE)]),
     Target("tokenizer", lambda data: tokenizer_faults("tokenizer.json", data, 4096), lambda: [_TOKENIZER]),
     Target("template", _template, lambda: beginnings(EXAMPLE / CHAT_TEMPLATE)),
 )

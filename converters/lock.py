@@ -10,7 +10,7 @@ from converters.plan import PlanRequest
 from converters.slices import Slice
 from toolkit.base.elements import element_of
 from toolkit.base.errors import CheckpointError
-from toolkit.bundle.lock import DrafterSettings, Lock, LockedSize
+from toolkit.bundle.lock import DrafterSettings, Lock, LockedSize, locked_groups
 from toolkit.bundle.manifest import AdapterRecord, CheckpointRecord, QuantRecord, RuleRecord
 from toolkit.bundle.write import GENERATOR
 from toolkit.quant.recipe import Recipe, Rule
@@ -29,7 +29,7 @@ def lock_of(
         generator=GENERATOR,
         checkpoint=checkpoint,
         calibration=None if calibration is None else calibration.sha256,
-        groups=("text", *(tower for tower in ("vision", "audio") if tower in request.towers)),
+        groups=locked_groups(request.towers),
         sizes=tuple(LockedSize(slice_.name, slice_.layers, slice_.ffn_sizes) for slice_ in request.slices),
         recipes={role: quant_record(recipe) for role, recipe in request.recipes.items()},
         context=request.context,

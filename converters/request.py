@@ -106,10 +106,10 @@ def plan_request(request: ConvertRequest, checkpoint: Checkpoint) -> PlanRequest
     if request.search is not None:
         recipes = {role: recipe.with_search(request.search) for role, recipe in recipes.items()}
     slices = _slices(request.sizes, checkpoint, recipes["text"])
-    text = recipes["text"].for_layers(checkpoint.layer_kinds(slices))
+    kinds = {"text": checkpoint.layer_kinds(slices)}
     return PlanRequest(
         slices=slices,
-        recipes={role: recipe.for_layers({}) for role, recipe in recipes.items() if role != "text"} | {"text": text},
+        recipes={role: recipe.for_layers(kinds.get(role, {})) for role, recipe in recipes.items()},
         towers=towers,
         context=request.context,
         prefill_sizes=prefill_sizes,

@@ -184,7 +184,7 @@ def within_budget(
     """
     finest = chosen.choose(MixBudget(math.inf, "bytes"), sensitivity)
     mix = chosen.choose(budget, sensitivity)
-    for corrections in reversed(range(_CORRECTIONS + 2)):
+    for corrections in range(_CORRECTIONS + 2):
         made, found = make(mix)
         told = "" if found is None else f", found {found:.4g}"
         _log.info("%d bytes a token, expected divergence %.4g%s", mix.bytes, mix.divergence, told)
@@ -194,8 +194,9 @@ def within_budget(
             break
         expected, floor = mix.divergence - sensitivity.floor, sensitivity.floor
         amount = floor + _MARGIN * (budget.amount - floor) * expected / (found - floor)
-        is_near = corrections > 1 and amount >= finest.divergence
-        before, mix = mix, chosen.choose(MixBudget(amount, "nats"), sensitivity) if is_near else finest
-        mix = finest if mix == before else mix
+        last, mix = mix, finest
+        if corrections < _CORRECTIONS and amount >= finest.divergence:
+            nearer = chosen.choose(MixBudget(amount, "nats"), sensitivity)
+            mix = nearer if nearer != last else finest
     tried = f"the most precise mix diverges by {found:.2g} and reads {mix.bytes:,} bytes a token"
     raise UsageError("kl", found=f"{budget.amount:g}", wanted=f"more: {tried}")

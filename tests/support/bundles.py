@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.weights import Weight, WeightPart
-from toolkit.bundle.lock import Group, Lock, LockedSize
+from toolkit.bundle.lock import Lock, LockedSize, locked_groups
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
@@ -177,7 +176,7 @@ def with_lock(draft: BundleDraft, *, rules: int = 1) -> BundleDraft:
         generator=GENERATOR,
         checkpoint=draft.checkpoint,
         calibration=None,
-        groups=tuple(group for group in get_args(Group) if group in draft.groups),
+        groups=locked_groups(draft.groups),
         sizes=sizes,
         recipes=recipes,
         context=TEXT.context,

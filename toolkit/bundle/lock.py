@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, cast
 
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.json_types import Ascending, Fits, MayBeAbsent, Range
@@ -21,9 +21,8 @@ FORMAT = "gemma-edge-lock/1"
 MAX_LOCK_BYTES = 16 * 1024 * 1024
 
 Positions = Annotated[int, Range(2, MAX_DIMENSION)]
-Tower = Literal["vision", "audio"]
-Group = Literal["text", Tower]
-_TOWERS = get_args(Tower)
+Group = Literal["text", "vision", "audio"]
+_TOWERS: tuple[Group, ...] = ("vision", "audio")
 LEAST_DRAFTER_TOKENS = 600
 """This many tokens make at least five passages, one of which is held out."""
 
@@ -113,6 +112,11 @@ class Lock:
     """What the towers were calibrated with; None if they were not."""
 
 
+def locked_groups(towers: Container[str]) -> tuple[Group, ...]:
+    """The groups that a lock names, of a bundle with these towers."""
+    return ("text", *(tower for tower in _TOWERS if tower in towers))
+
+
 def completed(lock: Lock, manifest: Manifest) -> Lock:
     """The lock with the hashes of the files; `manifest` must list all files except the lock."""
     files = {name: record.sha256 for name, record in manifest.files.items()}
@@ -175,7 +179,7 @@ def lock_faults(path: Path, manifest: Manifest) -> list[Fault]:
         completed(lock, replace(manifest, files=others)),
         generator=manifest.generator,
         checkpoint=manifest.checkpoint,
-        groups=("text", *(group for group in _TOWERS if group in manifest.groups)),
+        groups=locked_groups(manifest.groups),
         sizes=_sizes(manifest, [size.name for size in lock.sizes]),
         recipes=manifest.quant,
         context=text.context,

@@ -3,11 +3,14 @@
 Every conversion is a separate process, measured by the kernel from its start to its end; the checkpoint is in the page
 cache, and no earlier run has left packed weights for the quality gate. With --peer-python PATH, a Python that has
 litert-torch, the peer takes turns with ours.
+
+  python -m benchmarks.bench_convert --preset e2b --recipes int4 --repeats 1 --also=--calibrate
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -76,6 +79,9 @@ def contenders(options: argparse.Namespace, checkpoint: Path) -> list[Contender]
         if options.gate:
             judged = tuple(argument for argument in ours if argument != "--no-verify")
             found.append(Contender("gemma-edge, with its quality gate", recipe, judged, options.repeats))
+        for words in options.also:
+            with_options = convert_command(checkpoint, "--quant", recipe, *shlex.split(words), "-o")
+            found.append(Contender(f"gemma-edge {words}", recipe, tuple(with_options), options.repeats))
         if peer and recipe in PEER_RECIPES:
             command = (*peer, *PEER_FLAGS, f"--quantization_recipe={PEER_RECIPES[recipe]}", str(checkpoint))
             found.append(Contender("litert-torch", recipe, command, options.peer_repeats, peer_versions))
@@ -148,6 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=["int8", "int4"], help="default: int8 int4")
     parser.add_argument("--repeats", type=int, default=5, help="of ours (default: %(default)s)")
     parser.add_argument("--gate", action="store_true", help="measure convert with its quality gate too")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help="measure convert with these options too: --also=--calibrate; may be given several times",
+    )
     parser.add_argument("--peer-python", type=Path, help="a Python that has litert-torch")
     parser.add_argument("--peer-repeats", type=int, default=1, help="of the peer (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="a directory that gets the peer's .litertlm files")

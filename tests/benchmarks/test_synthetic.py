@@ -101,10 +101,12 @@ def test_transformers_loads_it_with_no_tensor_missing_or_left_over(tiny: Path) -
 def test_bench_convert_measures_a_conversion_and_appends_its_result(tiny: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     arguments = ["--preset", "tiny", "--checkpoint", str(tiny), "--recipes", "int8", "--repeats", "1"]
-    bench_convert.main([*arguments, "--scratch", str(tmp_path), "--output", str(results)])
-    (record,) = read_results(results).records
-    assert record.script is not None
+    also = ["--also=--search absmax --context 64"]
+    bench_convert.main([*arguments, *also, "--scratch", str(tmp_path), "--output", str(results)])
+    record, other = read_results(results).records
+    assert record.script is not None and other.script is not None
     assert record.script.conditions == {"system": "gemma-edge", "recipe": "int8"}
+    assert other.script.conditions["system"] == "gemma-edge --search absmax --context 64"
     (figures,) = [item.figures for item in record.iterations]
     assert 0 < figures["convert_s"] < 120
     assert 20e6 < figures["peak_rss_bytes"] < 1e9

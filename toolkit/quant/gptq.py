@@ -48,7 +48,7 @@ _LEAST_MASS = 1e-4  # of the mean: an input that the text never uses still has a
 class InputPart:
     """Neighbouring inputs [start, stop): the order in which they are rounded; H and R of those.
 
-    `moments`: H, f32[inputs, inputs]. `factors`: R, each column divided by its diagonal element, which are `pivots`.
+    `moments`: H, f32[inputs, inputs]. `factors`: R, each column divided by its diagonal element.
     `correction`: in the inputs' own order; weights W are moved to W + W @ correction first. None for inputs that are
     the float model's own.
     """
@@ -58,7 +58,6 @@ class InputPart:
     order: NDArray[np.intp]
     moments: F32
     factors: F32
-    pivots: F32
     correction: F32 | None = None
 
 
@@ -125,14 +124,13 @@ def _factorise(moments: F32, start: int, missing: F32 | None) -> InputPart:
     moments[np.diag_indices(len(moments))] += np.float32(DAMPING * mean)
     # R, upper triangular, is the Cholesky factor of the matrix rotated by 180 degrees, rotated back.
     factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
-    pivots = np.array(np.diag(factors))
     correction = None
     if missing is not None:
         found = np.linalg.solve(moments, np.float32(_TOWARDS) * missing[:, order].T)
         correction = np.empty_like(found)
         correction[:, order] = found.T
-    divided = np.ascontiguousarray(factors / pivots)
-    return InputPart(start, start + len(factors), order, moments, divided, pivots, correction)
+    divided: F32 = np.ascontiguousarray(factors / np.diag(factors))
+    return InputPart(start, start + len(factors), order, moments, divided, correction)
 
 
 def round_rows(
@@ -198,13 +196,14 @@ def _corrected(rows: F32, parts: Sequence[InputPart]) -> F32:
 
 
 def _refitted(rows: F32, codes: NDArray[np.int8], scales: F32, scheme: Scheme, parts: Sequence[InputPart]) -> F32:
-    """The best scale of each row for its codes q, f32[rows, 1]: <w R, q R> / <q R, q R>."""
+    """The best scale of each row for its codes q, f32[rows, 1]: <w, q H> / <q, q H>."""
     wq, qq = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float32)
     for part in parts:
-        columns, factors = part.start + part.order, part.factors * part.pivots
-        q = codes[:, columns].astype(np.float32) @ factors
-        wq += np.einsum("ij,ij->i", rows[:, columns] @ factors, q)
-        qq += np.einsum("ij,ij->i", q, q)
+        columns = part.start + part.order
+        q = codes[:, columns].astype(np.float32)
+        products = q @ part.moments
+        wq += np.einsum("ij,ij->i", rows[:, columns], products)
+        qq += np.einsum("ij,ij->i", q, products)
     found = wq / np.maximum(qq, np.float32(np.finfo(np.float32).tiny))
     return _stored(np.where(found > 0, found, scales[:, 0])[:, None], scheme)
 

@@ -63,6 +63,8 @@ def entry() -> NoReturn:
         code = main()
     except SystemExit as end:
         code = _exit_code(end)
+    except KeyboardInterrupt:
+        code = _interrupted()
     sys.exit(code)
 
 

@@ -81,6 +81,11 @@ class Parser(argparse.ArgumentParser):
             return self.parse_known_intermixed_args(words)
         except argparse.ArgumentError as error:
             self._refuse(error.message, error.argument_name)
+        except AttributeError as error:
+            # argparse puts back what it changes, and fails at that if a signal comes before it has changed all of it.
+            if isinstance(error.__context__, (KeyboardInterrupt, SystemExit)):
+                raise error.__context__ from None
+            raise
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> object:
         """What converts an option's text raises a UsageError, which does not know the option."""

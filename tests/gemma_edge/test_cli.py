@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib.abc
 import io
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -485,6 +486,23 @@ def test_convert_takes_a_budget_or_a_slice_file(command: Command, random_checkpo
     assert value["sizes"] == ["own"]
     outcome = command("convert", random_checkpoint, "-o", tmp_path / "d", "--sizes", "huge", *plain)
     assert_one_line_error(outcome, 2, "huge", "small")
+
+
+@pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_signal_that_argparse_stumbles_over_is_still_that_signal(
+    end: BaseException, code: int, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11 puts back what it has not changed yet (`finally` in parse_known_intermixed_args)."""
+
+    def parsed(*_: object) -> NoReturn:
+        try:
+            raise end
+        finally:
+            raise AttributeError("save_nargs")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_intermixed_args", parsed)
+    outcome = command("inspect", "x")
+    assert (outcome.code, outcome.err) == (code, {130: "interrupted\n", 143: "terminated\n"}[code])
 
 
 def test_an_interrupted_conversion_leaves_nothing(

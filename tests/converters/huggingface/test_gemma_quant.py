@@ -273,7 +273,7 @@ def test_a_config_that_is_not_what_transformers_writes_is_refused(name: str) -> 
     changes, message = CONFIGS[name]
     config = {"quantization_config": gemma_quant.quantization_config(**changes)}
     with pytest.raises(ToolkitError, match=message) as caught:
-        parse_gemma_quant(config, "config.json").bits_of(["model.layers.0.self_attn.q_proj_of_a_long_name" * 3])
+        parse_gemma_quant(config, "config.json").bits_of(["model.layers.0.self_attn." + "long_" * 40])
     assert caught.value.file == "config.json"
 
 

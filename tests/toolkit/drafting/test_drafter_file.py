@@ -91,7 +91,7 @@ def test_the_graph_computes_the_drafter(drafting_bundle: Path, tmp_path: Path, r
     write_drafter(path, drafter, text, recipe)
     judge(read_tflite_header(path))
     both = np.random.default_rng(1).standard_normal(2 * text.hidden_size).astype(np.float32)
-    x = drafter.features(both[None, : text.hidden_size], both[None, text.hidden_size :])[0]
+    x = drafter.features(both[None])[0]
     logits, state = drafted(path, both)
     assert cosine(state, drafter.state @ x) > least
     assert cosine(logits[drafter.head_ids], drafter.head @ (drafter.token @ x)) > least

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from toolkit.drafting.examples import Examples
-from toolkit.drafting.fit import Drafter, Problem, _inputs, _Likelihood, _Rows, fit
+from toolkit.drafting.fit import Drafter, Problem, _Classes, _Inputs, _Likelihood, _random, _Rows, fit
 from toolkit.drafting.passages import Passage, repeats
 
 F32 = NDArray[np.float32]
@@ -40,7 +40,8 @@ def problem(random_features: int = 8, rounds: int = 4) -> Problem:
 def guesses(drafter: Drafter, given: Problem, rows: NDArray[np.int64]) -> tuple[F32, NDArray[np.int64]]:
     """The states and tokens that a drafter guesses for examples."""
     examples = given.examples
-    x = drafter.features(given.embedding(examples.tokens[rows]), examples.states[examples.at[rows] - 1])
+    joined = [given.embedding(examples.tokens[rows]), examples.states[examples.at[rows] - 1]]
+    x = drafter.features(np.concatenate(joined, 1))
     return x @ drafter.state.T, drafter.head_ids[np.argmax(x @ drafter.token.T @ drafter.head.T, 1)]
 
 
@@ -60,37 +61,54 @@ def test_the_same_problem_has_the_same_drafter() -> None:
 
 def test_further_rounds_are_right_about_more_held_out_tokens() -> None:
     given, right = problem(), []
+    drafter = _random(given)
+    rows, held = (_Rows.of(given, drafter, given.rows(held_out=held)) for held in (False, True))
+    gram, _ = rows.inputs.moments(rows.states)
+    inverse = np.linalg.inv(gram + np.eye(len(gram))).astype(np.float32)
+    nothing = np.zeros((WIDTH, len(gram)), np.float32)
     for rounds in (0, 1, 6):
-        parts = [given.rows(held_out=held) for held in (False, True)]
-        inputs = [_inputs(given, fit(given), part) for part in parts]
-        rows, held = (
-            _Rows.of(x, given.examples.following[part], given.head_ids) for x, part in zip(inputs, parts, strict=True)
-        )
-        inverse = np.linalg.inv(rows.inputs.T @ rows.inputs + np.eye(rows.inputs.shape[1], dtype=np.float32))
-        judge = _Likelihood(given.head, rows, held, inverse)
-        found = judge.improved(np.zeros((WIDTH, len(inverse)), np.float32), rounds, lambda _: None)
-        right.append(judge._right(held.products(found)))
+        classes, held_classes = (some.classes(nothing, given.head_ids) for some in (rows, held))
+        judge = _Likelihood(given.head, classes, held_classes, inverse)
+        found = judge.improved(nothing, rounds, lambda _: None)
+        right.append(judge._right(judge.held.inputs.products(found)))
     assert right[0] < right[1] < right[2]
 
 
 def test_the_gradient_is_that_of_the_loss() -> None:
     random = np.random.default_rng(1)
     head = random.standard_normal((TOKENS, WIDTH)).astype(np.float32)
-    rows = _Rows(random.standard_normal((40, 5)).astype(np.float32), random.integers(0, TOKENS, 40))
-    judge = _Likelihood(head, rows, rows, np.eye(5, dtype=np.float32))
-    matrix: F32 = random.standard_normal((WIDTH, 5)).astype(np.float32) / np.float32(4)
-    gradient, covariance = judge._gradient(rows.products(matrix))
-    for place in ((0, 0), (3, 4), (11, 2)):
+    given = problem(random_features=4)
+    inputs = _Inputs(_random(given), random.standard_normal((40, 2 * WIDTH)).astype(np.float32))
+    rows, features = _Classes(inputs, random.integers(0, TOKENS, 40)), 2 * WIDTH + 4 + 1
+    judge = _Likelihood(head, rows, rows, np.eye(features, dtype=np.float32))
+    matrix: F32 = random.standard_normal((WIDTH, features)).astype(np.float32) / np.float32(4)
+    gradient, covariance = judge._gradient(inputs.products(matrix))
+    for place in ((0, 0), (3, 4), (11, 2), (5, features - 2)):
         step = np.zeros_like(matrix)
         step[place] = 1e-2
-        up, down = (judge._loss(rows.products(matrix + np.float32(sign) * step), rows.classes) for sign in (1, -1))
-        assert -gradient[place] / len(rows.classes) == pytest.approx((up - down) / 2e-2, abs=2e-3)
+        up, down = (judge._loss(inputs.products(matrix + np.float32(sign) * step), rows.indices) for sign in (1, -1))
+        assert -gradient[place] / len(rows.indices) == pytest.approx((up - down) / 2e-2, abs=2e-3)
     assert np.linalg.eigvalsh(covariance).min() > 0
 
 
-def test_tokens_that_the_head_lacks_are_not_fitted_to() -> None:
-    rows = _Rows.of(np.eye(3, dtype=np.float32), np.array([7, 5, 9]), np.array([5, 9]))
-    assert rows.classes.tolist() == [0, 1] and (rows.inputs == np.eye(3)[1:]).all()
+def test_tokens_are_fitted_to_after_states_that_are_known_and_after_states_that_are_guessed() -> None:
+    """But not tokens that the head lacks."""
+    given = problem()
+    lacking = int(given.examples.following[3])
+    rows = _Rows.of(given, _random(given), np.arange(48))
+    state = np.random.default_rng(2).standard_normal((WIDTH, 2 * WIDTH + 9)).astype(np.float32)
+    head_ids = np.delete(np.arange(TOKENS), lacking)
+    found = rows.classes(state, head_ids)
+    known = np.flatnonzero(rows.following != lacking)
+    same = np.diff(given.examples.passage[:48], prepend=-1) == 0  # the first row of a passage has no guess before it
+    again = known[same[known]]
+    assert len(known) < 48 and len(again) < len(known)
+    assert (head_ids[found.indices] == rows.following[[*known, *again]]).all()
+    assert (found.inputs.values[: len(known)] == rows.inputs.values[known]).all()
+    guessed = found.inputs.values[len(known) :]
+    assert (guessed[:, :WIDTH] == rows.inputs.values[again, :WIDTH]).all()
+    features = rows.inputs.drafter.features(rows.inputs.values[again - 1])
+    assert guessed[:, WIDTH:] == pytest.approx(features @ state.T, abs=1e-4)
 
 
 def test_examples_begin_where_the_text_becomes_greedy_and_stay_in_their_passage() -> None:

@@ -30,7 +30,7 @@ RecipeChoice = str | Path | Recipe
 """A recipe, the name of one, or the path of a recipe file."""
 
 MatrixProduct = Callable[[F32, str], F32]
-"""x @ W.T for x f32[N, in] and a matrix W [out, in] of the model, by its tensor's name: f32[N, out]."""
+"""x @ W.T for x f32[N, in] and a matrix W [out, in] of the model, by its tensor's name: a new array f32[N, out]."""
 
 HeadRows = Callable[[int, int], F32]
 """Rows [start, stop) of an output matrix: f32[stop - start, hidden]."""

@@ -37,9 +37,10 @@ class Rounder:
         changed = np.array(matrix)
         for piece in pieces:
             self._round(piece, x, changed[slice(*piece.rows), slice(*piece.columns)])
-        plain, measured = np.split(x, [self.tokens])
-        multiply = self.rounder.rounding.multiply
-        return np.concatenate([multiply(plain, matrix), multiply(measured, changed)])
+        result = np.empty((len(x), len(matrix)), np.float32)
+        for some, used in ((slice(None, self.tokens), matrix), (slice(self.tokens, None), changed)):
+            self.rounder.rounding.multiply(x[some], used, result[some])
+        return result
 
     def round_head(self, run: CalibrationPass, hidden: F32) -> None:
         """Round the output matrix, of which a piece at a time is in memory."""

@@ -166,9 +166,9 @@ class Rounding:
         )
         return _joined(bands)
 
-    def multiply(self, x: F32, matrix: F32) -> F32:
-        """x @ matrix.T"""
-        result = np.empty((len(x), len(matrix)), np.float32)
+    def multiply(self, x: F32, matrix: F32, into: F32 | None = None) -> F32:
+        """x @ matrix.T, in the array `into` if there is one."""
+        result = np.empty((len(x), len(matrix)), np.float32) if into is None else into
 
         def multiply(start: int) -> None:
             stop = start + _PRODUCT_ROWS

@@ -21,6 +21,7 @@ from toolkit.quant.int8_activations import static_int8
 
 Array = NDArray[np.float32]
 KeyValue = tuple[Array, Array]
+_GATED_ROWS = 16
 HEAD_ROWS = 8192  # rows of the output matrix processed at a time: 64 MiB at a hidden size of 2048
 
 
@@ -54,6 +55,14 @@ def gelu(x: Array) -> Array:
     result *= x
     result *= np.float32(0.5)
     return result
+
+
+def gated(gate: Array, up: Array, sparse: Callable[[Array], Array] | None = None) -> Array:
+    """gelu(sparse(gate)) * up, in place of `gate`: a few rows at a time, which stay in the processor's cache."""
+    for start in range(0, len(gate), _GATED_ROWS):
+        some = slice(start, start + _GATED_ROWS)
+        np.multiply(gelu(gate[some] if sparse is None else sparse(gate[some])), up[some], out=gate[some])
+    return gate
 
 
 def softmax(scores: Array) -> Array:

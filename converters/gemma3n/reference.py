@@ -27,6 +27,7 @@ from converters.gemma.reference import (
     checked_ids,
     embed,
     forget_unneeded,
+    gated,
     gelu,
     logits,
     multiply,
@@ -98,13 +99,10 @@ class Layer(AttentionLayer[TextConfig]):
 
     def feed_forward(self, x: Array) -> Array:
         """The gated feed-forward network; in some layers, most of the gate is set to zero."""
-        gate = self._linear(x, "mlp.gate_proj")
+        gate, up = (self._linear(x, f"mlp.{name}") for name in ("gate_proj", "up_proj"))
         sparsity = self.config.layers[self.index].sparsity
-        if sparsity > 0:
-            gate = gaussian_top_k(gate, sparsity)
-        gate = gelu(gate)
-        gate *= self._linear(x, "mlp.up_proj")
-        return self._linear(gate, "mlp.down_proj")
+        sparse = partial(gaussian_top_k, sparsity=sparsity) if sparsity > 0 else None
+        return self._linear(gated(gate, up, sparse), "mlp.down_proj")
 
     def correct(self, predicted: Array, active: Array) -> Array:
         """AltUp's correction: add the layer's change of the active stream, weighted, to every stream."""

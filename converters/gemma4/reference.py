@@ -25,6 +25,7 @@ from converters.gemma.reference import (
     checked_ids,
     embed,
     forget_unneeded,
+    gated,
     gelu,
     logits,
     multiply,
@@ -51,14 +52,13 @@ class Layer(AttentionLayer[TextConfig]):
 
     def feed_forward(self, x: Array) -> Array:
         """The gated feed-forward network."""
-        gate = gelu(self._linear(x, "mlp.gate_proj"))
-        gate *= self._linear(x, "mlp.up_proj")
-        return self._linear(gate, "mlp.down_proj")
+        gate, up = (self._linear(x, f"mlp.{name}") for name in ("gate_proj", "up_proj"))
+        return self._linear(gated(gate, up), "mlp.down_proj")
 
     def injected(self, x: Array, per_layer: Array) -> Array:
         """The token's per-layer embedding f32[N, ple_size], gated by x."""
-        gated = gelu(self._linear(x, "per_layer_input_gate")) * per_layer
-        return self._norm(self._linear(gated, "per_layer_projection"), "post_per_layer_input_norm")
+        x = gelu(self._linear(x, "per_layer_input_gate")) * per_layer
+        return self._norm(self._linear(x, "per_layer_projection"), "post_per_layer_input_norm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,13 @@ Map = Callable[[Callable[[int], None], Sequence[int]], object]
 DAMPING = 0.03
 """Added to the diagonal of the second moments, as a fraction of its mean. GPTQ's default is 0.01; with 0.03 the tiny
 model's int4 diverges less (docs/calibration.md)."""
-LARGEST_PART = 4096
-"""Inputs that are considered together; a wider matrix is rounded in parts, which bounds memory (192 MiB each)."""
+LARGEST_PART = 2048
+"""Inputs that are considered together; a wider matrix is rounded in parts, which bounds time and memory (80 MiB each)."""
 _TOWARDS = 0.5  # of the way to the weights that would give the float model's products
 _SWEEPS = 2  # in which each code is chosen again
 _TILES = 4  # products that the second moments of a part are computed in
+_SOLVED = 128  # equations that are solved at a time
+_SCALED_WEIGHTS = 1 << 16  # whose scales are chosen at a time
 _COLUMNS = 64  # columns between two products with all columns before them
 _CLIPPED = tuple(1 - 0.035 * step for step in range(20))  # scales to try, from none clipped to a third
 _LEAST_MASS = 1e-4  # of the mean: an input that the text never uses still has a weight that should be near
@@ -86,51 +88,98 @@ def measure_inputs(
     columns = x.shape[1]
     count = math.ceil(columns / largest_part)
     ends = [columns * (i + 1) // count for i in range(count)]
-    bounds = list(zip([0, *ends[:-1]], ends, strict=True))
-    moments = [np.empty((stop - start,) * 2, np.float32) for start, stop in bounds]
-    missing = None if wanted is None else [np.empty_like(part) for part in moments]
-    masses = np.empty(columns, np.float32)
-    parts: list[InputPart | None] = [None] * count
+    some = [slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+    parts = [_Measuring(x[:, own], own.start, None if wanted is None else wanted[:, own]) for own in some]
+    tiles = [(part, tile) for part in parts for tile in range(_TILES)]
 
-    def multiply(number: int) -> None:
-        part, tile = divmod(number, _TILES)
-        own = x[:, slice(*bounds[part])]
-        some = slice(own.shape[1] * tile // _TILES, own.shape[1] * (tile + 1) // _TILES)
-        np.matmul(own.T, own[:, some], out=moments[part][:, some])
-        if wanted is not None and missing is not None:
-            lost = wanted[:, slice(*bounds[part])] - own
-            np.matmul(lost.T, own[:, some], out=missing[part][:, some])
+    def factorise_or_compare(number: int) -> None:
+        # A factorisation takes one thread; the others go on with what needs no factors.
+        if number < count:
+            parts[number].factorise()
+        else:
+            part, tile = tiles[number - count]
+            part.compare(tile)
 
-    def factorise(part: int) -> None:
-        start, stop = bounds[part]
-        moments[part] /= np.float32(len(x))
-        masses[start:stop] = np.diag(moments[part])
-        if missing is not None:
-            missing[part] /= np.float32(len(x))
-        parts[part] = _factorise(moments[part], start, None if missing is None else missing[part])
-
-    run(multiply, range(count * _TILES))
-    run(factorise, range(count))
+    run(lambda number: tiles[number][0].multiply(tiles[number][1]), range(len(tiles)))
+    run(lambda number: parts[number].mirror(), range(count))
+    masses = np.concatenate([np.diag(part.moments) for part in parts])
+    if wanted is None:
+        run(factorise_or_compare, range(count))
+    else:
+        run(factorise_or_compare, range(count + len(tiles)))
+        run(lambda number: tiles[number][0].correct(tiles[number][1]), range(len(tiles)))
     least = np.float32(_LEAST_MASS * masses.mean(dtype=np.float64)) or np.float32(1)
-    return Inputs(np.maximum(masses, least), tuple(part for part in parts if part is not None))
+    return Inputs(np.maximum(masses, least), tuple(part.done() for part in parts))
 
 
-def _factorise(moments: F32, start: int, missing: F32 | None) -> InputPart:
-    """`missing`: the second moments of what the inputs lack, and the inputs."""
-    masses = np.diag(moments)
-    order = np.argsort(-masses, kind="stable")
-    mean = float(masses.mean(dtype=np.float64)) or 1.0
-    moments = moments[np.ix_(order, order)]
-    moments[np.diag_indices(len(moments))] += np.float32(DAMPING * mean)
-    # R, upper triangular, is the Cholesky factor of the matrix rotated by 180 degrees, rotated back.
-    factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
-    correction = None
-    if missing is not None:
-        found = np.linalg.solve(moments, np.float32(_TOWARDS) * missing[:, order].T)
-        correction = np.empty_like(found)
-        correction[:, order] = found.T
-    divided: F32 = np.ascontiguousarray(factors / np.diag(factors))
-    return InputPart(start, start + len(factors), order, moments, divided, correction)
+class _Measuring:
+    """Neighbouring inputs f32[tokens, inputs] while they are measured, in tiles that threads may share."""
+
+    def __init__(self, x: F32, start: int, wanted: F32 | None) -> None:
+        self._x, self._start, self._wanted = x, start, wanted
+        width = x.shape[1]
+        self.moments: F32 = np.empty((width, width), np.float32)
+        self._order = np.arange(width)
+        self._factors: F32 = np.empty((0, 0), np.float32)
+        self._squares: F32 = np.empty(0, np.float32)
+        self._missing, self._correction = (
+            np.empty_like(self._factors if wanted is None else self.moments) for _ in range(2)
+        )
+
+    def multiply(self, tile: int) -> None:
+        """Some columns of H, down to the diagonal; the first tile is the largest."""
+        some = self._tile(_TILES - 1 - tile)
+        found = self.moments[: some.stop, some]
+        np.matmul(self._x[:, : some.stop].T, self._x[:, some], out=found)
+        found /= np.float32(len(self._x))
+
+    def mirror(self) -> None:
+        """The rest of H, which is symmetric."""
+        for tile in range(_TILES):
+            some = self._tile(tile)
+            self.moments[some.stop :, some] = self.moments[some, some.stop :].T
+
+    def compare(self, tile: int) -> None:
+        """Some columns of the second moments of the inputs, and of what they lack."""
+        assert self._wanted is not None
+        some = self._tile(tile)
+        np.matmul(self._x.T, self._wanted[:, some] - self._x[:, some], out=self._missing[:, some])
+
+    def factorise(self) -> None:
+        """Sort H, add to its diagonal, and factorise it."""
+        masses = np.diag(self.moments)
+        self._order = np.argsort(-masses, kind="stable")
+        mean = float(masses.mean(dtype=np.float64)) or 1.0
+        moments = self.moments[np.ix_(self._order, self._order)]
+        moments[np.diag_indices(len(moments))] += np.float32(DAMPING * mean)
+        # R, upper triangular, is the Cholesky factor of the matrix rotated by 180 degrees, rotated back.
+        factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
+        pivots = np.diag(factors)
+        self.moments, self._factors, self._squares = moments, np.ascontiguousarray(factors / pivots), pivots * pivots
+
+    def correct(self, tile: int) -> None:
+        """Some rows of the correction: H C = towards * missing, by the factors of H = U D Uᵀ."""
+        some, unit = self._tile(tile), self._factors
+        found = self._missing[self._order, some] * np.float32(_TOWARDS / len(self._x))
+        blocks = [slice(start, start + _SOLVED) for start in range(0, len(found), _SOLVED)]
+        for block in reversed(blocks):
+            found[block] -= unit[block, block.stop :] @ found[block.stop :]
+            found[block] = np.linalg.solve(unit[block, block], found[block])
+        found /= self._squares[:, None]
+        for block in blocks:
+            found[block] -= unit[: block.start, block].T @ found[: block.start]
+            found[block] = np.linalg.solve(unit[block, block].T, found[block])
+        self._correction[some, self._order] = found.T
+
+    def done(self) -> InputPart:
+        """What was measured."""
+        stop = self._start + len(self._order)
+        correction = None if self._wanted is None else self._correction
+        return InputPart(self._start, stop, self._order, self.moments, self._factors, correction)
+
+    def _tile(self, tile: int) -> slice:
+        width = len(self._order)
+        return slice(width * tile // _TILES, width * (tile + 1) // _TILES)
 
 
 def round_rows(
@@ -143,44 +192,86 @@ def round_rows(
     require_finite(rows, name, first_row)
     rows = _corrected(rows, inputs.parts)
     scales = _scales(rows, scheme, inputs.masses)
-    codes = np.empty(rows.shape, np.int8)
-    for part in inputs.parts:
-        _round_part(rows, scales, scheme, part, codes)
+    parts = [_Columns.of(part, rows, scheme) for part in inputs.parts]
+    for part in parts:
+        part.round(scales)
     for _ in range(_SWEEPS):
         if scheme.block_size is None:
-            scales = _refitted(rows, codes, scales, scheme, inputs.parts)
-        for part in inputs.parts:
-            _choose_again(rows, scales, scheme, part, codes)
+            scales = _refitted(parts, scales, scheme)
+        for part in parts:
+            part.choose_again(scales)
+    codes = np.empty(rows.shape, np.int8)
+    for part in parts:
+        codes[:, part.columns] = part.codes.T
     if scheme.block_size is None:
         return QuantizedRows(codes, scales[:, 0])
     return QuantizedRows(codes, scales.astype(np.float16))
 
 
-def _round_part(rows: F32, scales: F32, scheme: Scheme, part: InputPart, codes: NDArray[np.int8]) -> None:
-    """Round the columns of one part. Arrays here are [columns, rows], so that a column is contiguous."""
-    low, high = _codes(scheme)
-    columns = part.start + part.order
-    weights = np.ascontiguousarray(rows.T[columns])
-    width = scheme.block_size or rows.shape[1]
-    by_block = np.ascontiguousarray(scales.T)
-    errors = np.empty_like(weights)
-    rounded = np.empty(weights.shape, np.int8)
-    for start in range(0, len(weights), _COLUMNS):
-        stop = min(start + _COLUMNS, len(weights))
-        carried = part.factors[:start, start:stop].T @ errors[:start]
-        own = np.ascontiguousarray(part.factors[start:stop, start:stop].T)
-        for i in range(start, stop):
-            wanted = carried[i - start]
-            wanted += own[i - start, : i - start] @ errors[start:i]
-            wanted += weights[i]
-            scale = by_block[columns[i] // width]
-            wanted /= scale
-            np.rint(wanted, out=wanted)
-            np.clip(wanted, low, high, out=wanted)
-            rounded[i] = wanted
-            wanted *= scale
-            np.subtract(weights[i], wanted, out=errors[i])
-    codes[:, columns] = rounded.T
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Columns of some rows, in the order in which they are rounded.
+
+    Arrays are [columns, rows], so that a column is contiguous. `blocks`: the index of each column's block.
+    """
+
+    part: InputPart
+    columns: NDArray[np.intp]
+    blocks: NDArray[np.intp]
+    limits: tuple[np.float32, np.float32]
+    weights: F32
+    codes: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, part: InputPart, rows: F32, scheme: Scheme) -> _Columns:
+        """The columns of a part, with all codes 0."""
+        columns = part.start + part.order
+        weights = np.ascontiguousarray(rows.T[columns])
+        blocks = columns // (scheme.block_size or rows.shape[1])
+        return cls(part, columns, blocks, _codes(scheme), weights, np.zeros(weights.shape, np.int8))
+
+    def round(self, scales: F32) -> None:
+        """Round column after column, each for the errors before it; scales f32[rows, blocks]."""
+        by_block = np.ascontiguousarray(scales.T)
+        errors = np.empty_like(self.weights)
+        for start in range(0, len(errors), _COLUMNS):
+            stop = min(start + _COLUMNS, len(errors))
+            carried = self.part.factors[:start, start:stop].T @ errors[:start]
+            own = np.ascontiguousarray(self.part.factors[start:stop, start:stop].T)
+            for i in range(start, stop):
+                wanted = carried[i - start]
+                wanted += own[i - start, : i - start] @ errors[start:i]
+                wanted += self.weights[i]
+                scale = by_block[self.blocks[i]]
+                wanted /= scale
+                np.rint(wanted, out=wanted)
+                np.clip(wanted, *self.limits, out=wanted)
+                self.codes[i] = wanted
+                wanted *= scale
+                np.subtract(self.weights[i], wanted, out=errors[i])
+
+    def choose_again(self, scales: F32) -> None:
+        """Choose the code of each column once more, with all others as they are; scales f32[rows, blocks]."""
+        by_block = np.ascontiguousarray(scales.T)
+        errors = np.empty_like(self.weights)
+        for i, block in enumerate(self.blocks):
+            np.multiply(self.codes[i], by_block[block], out=errors[i])
+            np.subtract(self.weights[i], errors[i], out=errors[i])
+        changes = np.empty((_COLUMNS, errors.shape[1]), np.float32)
+        for start in range(0, len(errors), _COLUMNS):
+            stop = min(start + _COLUMNS, len(errors))
+            pull = self.part.moments[start:stop] @ errors
+            own = np.ascontiguousarray(self.part.moments[start:stop, start:stop])
+            for i in range(start, stop):
+                n, scale = i - start, by_block[self.blocks[i]]
+                wanted = pull[n] - own[n, :n] @ changes[:n]
+                wanted /= own[n, n] * scale
+                wanted += self.codes[i]
+                np.rint(wanted, out=wanted)
+                np.clip(wanted, *self.limits, out=wanted)
+                np.multiply(wanted - self.codes[i], scale, out=changes[n])
+                errors[i] -= changes[n]
+                self.codes[i] = wanted
 
 
 def _corrected(rows: F32, parts: Sequence[InputPart]) -> F32:
@@ -195,65 +286,47 @@ def _corrected(rows: F32, parts: Sequence[InputPart]) -> F32:
     return corrected
 
 
-def _refitted(rows: F32, codes: NDArray[np.int8], scales: F32, scheme: Scheme, parts: Sequence[InputPart]) -> F32:
+def _refitted(parts: Sequence[_Columns], scales: F32, scheme: Scheme) -> F32:
     """The best scale of each row for its codes q, f32[rows, 1]: <w, q H> / <q, q H>."""
-    wq, qq = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float32)
-    for part in parts:
-        columns = part.start + part.order
-        q = codes[:, columns].astype(np.float32)
-        products = q @ part.moments
-        wq += np.einsum("ij,ij->i", rows[:, columns], products)
-        qq += np.einsum("ij,ij->i", q, products)
+    wq, qq = (np.zeros(len(scales), np.float32) for _ in range(2))
+    for some in parts:
+        q = some.codes.astype(np.float32)
+        products = some.part.moments @ q
+        wq += np.einsum("cr,cr->r", some.weights, products)
+        qq += np.einsum("cr,cr->r", q, products)
     found = wq / np.maximum(qq, np.float32(np.finfo(np.float32).tiny))
     return _stored(np.where(found > 0, found, scales[:, 0])[:, None], scheme)
-
-
-def _choose_again(rows: F32, scales: F32, scheme: Scheme, part: InputPart, codes: NDArray[np.int8]) -> None:
-    """Choose the code of each column of a part once more, with all others as they are; arrays as in `_round_part`."""
-    low, high = _codes(scheme)
-    columns = part.start + part.order
-    width = scheme.block_size or rows.shape[1]
-    by_block = np.ascontiguousarray(scales.T)
-    chosen = np.ascontiguousarray(codes.T[columns])
-    errors = np.ascontiguousarray(rows.T[columns])
-    for i in range(len(errors)):
-        errors[i] -= chosen[i] * by_block[columns[i] // width]
-    changes = np.empty((_COLUMNS, len(rows)), np.float32)
-    for start in range(0, len(errors), _COLUMNS):
-        stop = min(start + _COLUMNS, len(errors))
-        pull = part.moments[start:stop] @ errors
-        own = np.ascontiguousarray(part.moments[start:stop, start:stop])
-        for i in range(start, stop):
-            n, scale = i - start, by_block[columns[i] // width]
-            wanted = pull[n] - own[n, :n] @ changes[:n]
-            wanted /= own[n, n] * scale
-            wanted += chosen[i]
-            np.rint(wanted, out=wanted)
-            np.clip(wanted, low, high, out=wanted)
-            np.multiply(wanted - chosen[i], scale, out=changes[n])
-            errors[i] -= changes[n]
-            chosen[i] = wanted
-    codes[:, columns] = chosen.T
 
 
 def _scales(rows: F32, scheme: Scheme, masses: F32) -> F32:
     """The scale of each block, f32[rows, blocks]: of several candidates that clip, the one with the least sum of
     squared errors, weighted by the masses m.
 
-    Each candidate is refitted to its codes q, for which the best scale is <m w, q> / <m q, q>.
+    Each candidate is refitted to its codes q, for which the best scale is <m w, q> / <m q, q>. A few rows at a time
+    stay in the processor's cache.
     """
-    low, high = _codes(scheme)
     width = scheme.block_size or rows.shape[1]
-    blocks = rows.reshape(len(rows), -1, width)
-    mass = masses.reshape(-1, width)
+    step = max(1, _SCALED_WEIGHTS // rows.shape[1])
+    found = np.empty((len(rows), rows.shape[1] // width), np.float32)
+    for start in range(0, len(rows), step):
+        blocks = rows[start : start + step].reshape(-1, found.shape[1], width)
+        found[start : start + step] = _scales_of_few(blocks, scheme, masses.reshape(-1, width))
+    return found
+
+
+def _scales_of_few(blocks: F32, scheme: Scheme, mass: F32) -> F32:
+    """`_scales` of f32[rows, blocks, width]."""
+    low, high = _codes(scheme)
     plain = np.maximum(np.maximum(blocks.max(-1) / high, blocks.min(-1) / low), ROW_SCALE_MIN)
     best, least = plain, np.full(plain.shape, np.inf, np.float32)
     weighted = blocks * mass
     for ratio in _CLIPPED if scheme.element.bits < 8 else _CLIPPED[:3]:
-        q = np.rint(blocks / (plain * np.float32(ratio))[..., None])
+        q = blocks / (plain * np.float32(ratio))[..., None]
+        np.rint(q, out=q)
         np.clip(q, low, high, out=q)
         wq = np.einsum("rbw,rbw->rb", weighted, q)
-        qq = np.einsum("rbw,rbw,bw->rb", q, q, mass)
+        np.multiply(q, q, out=q)
+        qq = np.einsum("rbw,bw->rb", q, mass)
         scale = wq / np.maximum(qq, np.float32(np.finfo(np.float32).tiny))
         scale = _stored(np.where(scale > 0, scale, plain), scheme)
         cost = scale * (scale * qq - 2 * wq)

@@ -6,7 +6,7 @@ Source: transformers 5.23 `models/gemma3n/modeling_gemma3n.py`, 5.24 `models/gem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -21,11 +21,17 @@ from toolkit.quant.int8_activations import static_int8
 
 Array = NDArray[np.float32]
 KeyValue = tuple[Array, Array]
-_GATED_ROWS = 16
+_FEW = 1 << 17
 HEAD_ROWS = 8192  # rows of the output matrix processed at a time: 64 MiB at a hidden size of 2048
 
 
 # --- components ------------------------------------------------------------------------------------------------------
+
+
+def _few_rows(x: Array) -> Iterator[slice]:
+    """Some rows of f32[rows, columns] at a time, whose temporary arrays stay in the processor's cache."""
+    step = max(1, _FEW // x.shape[1])
+    yield from (slice(start, start + step) for start in range(0, len(x), step))
 
 
 def rms_norm(x: Array, eps: float, weight: Array | None = None) -> Array:
@@ -34,8 +40,14 @@ def rms_norm(x: Array, eps: float, weight: Array | None = None) -> Array:
     >>> rms_norm(np.float32([2, -2]), 0.0, np.float32([1, 3])).tolist()
     [1.0, -3.0]
     """
-    normed: Array = x * (np.square(x).mean(-1, keepdims=True) + np.float32(eps)) ** np.float32(-0.5)
-    return normed if weight is None else normed * weight
+    rows = x.reshape(-1, x.shape[-1])
+    normed = np.empty(rows.shape, np.float32)
+    for some in _few_rows(rows):
+        part = rows[some]
+        np.multiply(part, (np.square(part).mean(-1, keepdims=True) + np.float32(eps)) ** np.float32(-0.5), normed[some])
+        if weight is not None:
+            normed[some] *= weight
+    return normed.reshape(x.shape)
 
 
 def gelu(x: Array) -> Array:
@@ -58,9 +70,8 @@ def gelu(x: Array) -> Array:
 
 
 def gated(gate: Array, up: Array, sparse: Callable[[Array], Array] | None = None) -> Array:
-    """gelu(sparse(gate)) * up, in place of `gate`: a few rows at a time, which stay in the processor's cache."""
-    for start in range(0, len(gate), _GATED_ROWS):
-        some = slice(start, start + _GATED_ROWS)
+    """gelu(sparse(gate)) * up, in place of `gate`."""
+    for some in _few_rows(gate):
         np.multiply(gelu(gate[some] if sparse is None else sparse(gate[some])), up[some], out=gate[some])
     return gate
 

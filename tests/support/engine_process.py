@@ -26,9 +26,10 @@ def answers(file: Path, backend: str, messages: Sequence[Message], *, tokens: in
     return found
 
 
-def score(file: Path, backend: str, prompt: str, text: str) -> float:
-    """The logarithm of the probability that the engine gives to a text after a prompt."""
-    return float(_ask({"file": str(file), "backend": backend, "prompt": prompt, "text": text}))
+def scores(file: Path, backend: str, texts: Sequence[tuple[str, str]]) -> list[float]:
+    """For each prompt and text, the logarithm of the probability that the engine gives to the text after the prompt."""
+    found: list[float] = _ask({"file": str(file), "backend": backend, "texts": texts})
+    return found
 
 
 def _ask(request: dict[str, Any]) -> Any:
@@ -48,9 +49,13 @@ def _main(request: Path) -> None:
     values = json.loads(request.read_text())
     on_gpu = values["backend"] == "gpu"
     backend = litert_lm.Backend.GPU() if on_gpu else litert_lm.Backend.CPU(thread_count=1)
-    towers = {} if "text" in values else {"vision_backend": backend, "audio_backend": backend}
+    towers = {} if "texts" in values else {"vision_backend": backend, "audio_backend": backend}
     with litert_lm.Engine(values["file"], backend=backend, cache_dir=":nocache", **towers) as engine:
-        found = _score(engine, values) if "text" in values else _answers(litert_lm, engine, values)
+        found: object = (
+            [_score(engine, *pair) for pair in values["texts"]]
+            if "texts" in values
+            else _answers(litert_lm, engine, values)
+        )
         (request.parent / "answer.json").write_text(json.dumps(found))
     # The delegate's threads may fall over each other at exit.
     sys.stdout.flush()
@@ -67,10 +72,10 @@ def _answers(module: Any, engine: Any, values: dict[str, Any]) -> list[str]:
     return found
 
 
-def _score(engine: Any, values: dict[str, Any]) -> float:
-    session = engine.create_session()
-    session.run_prefill([values["prompt"]])
-    return float(session.run_text_scoring([values["text"]]).scores[0])
+def _score(engine: Any, prompt: str, text: str) -> float:
+    with engine.create_session() as session:
+        session.run_prefill([prompt])
+        return float(session.run_text_scoring([text]).scores[0])
 
 
 def _part(module: Any, part: dict[str, str]) -> Any:

@@ -35,7 +35,7 @@ DAMPING = 0.03
 """Added to the diagonal of the second moments, as a fraction of its mean. GPTQ's default is 0.01; with 0.03 the tiny
 model's int4 diverges less (docs/calibration.md)."""
 LARGEST_PART = 2048
-"""Inputs that are considered together; a wider matrix is rounded in parts, which bounds time and memory (80 MiB each)."""
+"""Inputs that are considered together; a wider matrix is rounded in parts of 80 MiB, which bounds time and memory."""
 _TOWARDS = 0.5  # of the way to the weights that would give the float model's products
 _SWEEPS = 2  # in which each code is chosen again
 _TILES = 4  # products that the second moments of a part are computed in
@@ -122,6 +122,7 @@ class _Measuring:
         self._order = np.arange(width)
         self._factors: F32 = np.empty((0, 0), np.float32)
         self._squares: F32 = np.empty(0, np.float32)
+        self._inverses: list[F32] = []
         self._missing, self._correction = (
             np.empty_like(self._factors if wanted is None else self.moments) for _ in range(2)
         )
@@ -156,19 +157,18 @@ class _Measuring:
         factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
         pivots = np.diag(factors)
         self.moments, self._factors, self._squares = moments, np.ascontiguousarray(factors / pivots), pivots * pivots
+        self._inverses = [np.linalg.inv(self._factors[block, block]) for block in self._blocks()]
 
     def correct(self, tile: int) -> None:
         """Some rows of the correction: H C = towards * missing, by the factors of H = U D Uᵀ."""
         some, unit = self._tile(tile), self._factors
         found = self._missing[self._order, some] * np.float32(_TOWARDS / len(self._x))
-        blocks = [slice(start, start + _SOLVED) for start in range(0, len(found), _SOLVED)]
-        for block in reversed(blocks):
-            found[block] -= unit[block, block.stop :] @ found[block.stop :]
-            found[block] = np.linalg.solve(unit[block, block], found[block])
+        blocks = list(zip(self._blocks(), self._inverses, strict=True))
+        for block, inverse in reversed(blocks):
+            found[block] = inverse @ (found[block] - unit[block, block.stop :] @ found[block.stop :])
         found /= self._squares[:, None]
-        for block in blocks:
-            found[block] -= unit[: block.start, block].T @ found[: block.start]
-            found[block] = np.linalg.solve(unit[block, block].T, found[block])
+        for block, inverse in blocks:
+            found[block] = inverse.T @ (found[block] - unit[: block.start, block].T @ found[: block.start])
         self._correction[some, self._order] = found.T
 
     def done(self) -> InputPart:
@@ -176,6 +176,9 @@ class _Measuring:
         stop = self._start + len(self._order)
         correction = None if self._wanted is None else self._correction
         return InputPart(self._start, stop, self._order, self.moments, self._factors, correction)
+
+    def _blocks(self) -> list[slice]:
+        return [slice(start, start + _SOLVED) for start in range(0, len(self._order), _SOLVED)]
 
     def _tile(self, tile: int) -> slice:
         width = len(self._order)

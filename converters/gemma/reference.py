@@ -111,8 +111,7 @@ def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
     result = np.empty_like(query)
     for head in range(heads):
         scores = query[:, head] @ key[:, head // group].T
-        scores[hidden] = -np.inf
-        result[:, head] = softmax(scores) @ value[:, head // group]
+        result[:, head] = softmax(np.where(hidden, np.float32(-np.inf), scores)) @ value[:, head // group]
     return result
 
 

@@ -2,8 +2,7 @@
 
 Each text runs twice, once as in the float model and once as in the rounded one. So later layers see both what earlier
 ones give now and what they should give, and compensate for part of that error. A piece of a matrix that an earlier run,
-or a narrower size, has rounded is taken as it is: an interrupted calibration resumes by running the forward pass again,
-which takes a tenth of the time of rounding.
+or a narrower size, has rounded is taken as it is: an interrupted calibration resumes by running the forward pass again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from toolkit.quant.int8_activations import static_int8
 
 Array = NDArray[np.float32]
 KeyValue = tuple[Array, Array]
-_FEW = 1 << 17
+_FEW = 1 << 17  # elements: half a megabyte
 HEAD_ROWS = 8192  # rows of the output matrix processed at a time: 64 MiB at a hidden size of 2048
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,22 +93,18 @@ def measure_inputs(
     parts = [_Measuring(x[:, own], own.start, None if wanted is None else wanted[:, own]) for own in some]
     tiles = [(part, tile) for part in parts for tile in range(_TILES)]
 
-    def factorise_or_compare(number: int) -> None:
-        # A factorisation takes one thread; the others go on with what needs no factors.
-        if number < count:
-            parts[number].factorise()
-        else:
-            part, tile = tiles[number - count]
-            part.compare(tile)
+    def run_all(tasks: Sequence[Callable[[], None]]) -> None:
+        run(lambda number: tasks[number](), range(len(tasks)))
 
-    run(lambda number: tiles[number][0].multiply(tiles[number][1]), range(len(tiles)))
-    run(lambda number: parts[number].mirror(), range(count))
+    run_all([partial(part.multiply, tile) for part, tile in tiles])
     masses = np.concatenate([np.diag(part.moments) for part in parts])
+    factorise = [part.factorise for part in parts]
     if wanted is None:
-        run(factorise_or_compare, range(count))
+        run_all(factorise)
     else:
-        run(factorise_or_compare, range(count + len(tiles)))
-        run(lambda number: tiles[number][0].correct(tiles[number][1]), range(len(tiles)))
+        # A factorisation takes one thread; the others go on with what needs no factors.
+        run_all([*factorise, *(partial(part.compare, tile) for part, tile in tiles)])
+        run_all([partial(part.correct, tile) for part, tile in tiles])
     least = np.float32(_LEAST_MASS * masses.mean(dtype=np.float64)) or np.float32(1)
     return Inputs(np.maximum(masses, least), tuple(part.done() for part in parts))
 
@@ -122,7 +119,7 @@ class _Measuring:
         self._order = np.arange(width)
         self._factors: F32 = np.empty((0, 0), np.float32)
         self._squares: F32 = np.empty(0, np.float32)
-        self._inverses: list[F32] = []
+        self._inverses: list[tuple[slice, F32]] = []
         self._missing, self._correction = (
             np.empty_like(self._factors if wanted is None else self.moments) for _ in range(2)
         )
@@ -134,20 +131,17 @@ class _Measuring:
         np.matmul(self._x[:, : some.stop].T, self._x[:, some], out=found)
         found /= np.float32(len(self._x))
 
-    def mirror(self) -> None:
-        """The rest of H, which is symmetric."""
-        for tile in range(_TILES):
-            some = self._tile(tile)
-            self.moments[some.stop :, some] = self.moments[some, some.stop :].T
-
     def compare(self, tile: int) -> None:
-        """Some columns of the second moments of the inputs, and of what they lack."""
+        """Some columns of the second moments of the inputs and what they lack."""
         assert self._wanted is not None
         some = self._tile(tile)
         np.matmul(self._x.T, self._wanted[:, some] - self._x[:, some], out=self._missing[:, some])
 
     def factorise(self) -> None:
-        """Sort H, add to its diagonal, and factorise it."""
+        """Complete H, which is symmetric, sort it, add to its diagonal, and factorise it."""
+        for tile in range(_TILES):
+            some = self._tile(tile)
+            self.moments[some.stop :, some] = self.moments[some, some.stop :].T
         masses = np.diag(self.moments)
         self._order = np.argsort(-masses, kind="stable")
         mean = float(masses.mean(dtype=np.float64)) or 1.0
@@ -157,17 +151,18 @@ class _Measuring:
         factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
         pivots = np.diag(factors)
         self.moments, self._factors, self._squares = moments, np.ascontiguousarray(factors / pivots), pivots * pivots
-        self._inverses = [np.linalg.inv(self._factors[block, block]) for block in self._blocks()]
+        for start in range(0, len(pivots), _SOLVED):
+            block = slice(start, start + _SOLVED)
+            self._inverses.append((block, np.linalg.inv(self._factors[block, block])))
 
     def correct(self, tile: int) -> None:
         """Some rows of the correction: H C = towards * missing, by the factors of H = U D Uᵀ."""
         some, unit = self._tile(tile), self._factors
         found = self._missing[self._order, some] * np.float32(_TOWARDS / len(self._x))
-        blocks = list(zip(self._blocks(), self._inverses, strict=True))
-        for block, inverse in reversed(blocks):
+        for block, inverse in reversed(self._inverses):
             found[block] = inverse @ (found[block] - unit[block, block.stop :] @ found[block.stop :])
         found /= self._squares[:, None]
-        for block, inverse in blocks:
+        for block, inverse in self._inverses:
             found[block] = inverse.T @ (found[block] - unit[: block.start, block].T @ found[: block.start])
         self._correction[some, self._order] = found.T
 
@@ -176,9 +171,6 @@ class _Measuring:
         stop = self._start + len(self._order)
         correction = None if self._wanted is None else self._correction
         return InputPart(self._start, stop, self._order, self.moments, self._factors, correction)
-
-    def _blocks(self) -> list[slice]:
-        return [slice(start, start + _SOLVED) for start in range(0, len(self._order), _SOLVED)]
 
     def _tile(self, tile: int) -> slice:
         width = len(self._order)

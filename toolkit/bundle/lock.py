@@ -42,15 +42,15 @@ class DrafterSettings:
 
     tokens: Annotated[int, Range(LEAST_DRAFTER_TOKENS, 2**32)] = 8192
     """How many tokens the model writes greedily for the drafter to be fitted to."""
-    random_features: Annotated[int, Range(2, 2**16), Fits(lambda number: number % 2 == 0, "an even number")] = 3072
+    hidden_units: Annotated[int, Range(2, 2**16), Fits(lambda number: number % 2 == 0, "an even number")] = 2048
     """An even number, because they are stored in pairs."""
 
     def __post_init__(self) -> None:
         """UsageError for what a lock cannot hold; the types above refuse it in a lock."""
         if self.tokens < LEAST_DRAFTER_TOKENS:
             raise UsageError("tokens for a drafter", found=self.tokens, wanted=f"at least {LEAST_DRAFTER_TOKENS}")
-        if self.random_features % 2:
-            raise UsageError("random features of a drafter", found=self.random_features, wanted="an even number")
+        if self.hidden_units % 2:
+            raise UsageError("hidden units of a drafter", found=self.hidden_units, wanted="an even number")
 
 
 @dataclass(frozen=True, slots=True)

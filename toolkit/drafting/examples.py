@@ -17,9 +17,9 @@ I64 = NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class Examples:
     """Rows of passages, in order. From `tokens[i]` and `states[at[i] - 1]` a drafter is to guess `states[at[i]]`, the
-    state from which the model predicted `following[i]`.
+    state from which the model predicts `following[i]`.
 
-    All arrays but `states` are i64[rows]; `passage` is the number of the passage that a row comes from.
+    `tokens`, `following`, `at` and `passage`, the number of the passage that a row comes from, are i64[rows].
     """
 
     states: F32
@@ -28,21 +28,23 @@ class Examples:
     tokens: I64
     following: I64
     passage: I64
+    greedy: NDArray[np.bool_]
+    """For each row, whether it is of the greedy part of its passage, where the next row's token is `following`."""
 
     @classmethod
     def of(cls, passages: Sequence[Passage]) -> Examples:
-        """The rows of the greedy part of each passage."""
-        at, tokens, following, passage, start = [], [], [], [], 0
+        """The rows of passages: all tokens with a state before and after them."""
+        at, tokens, following, passage, greedy, start = [], [], [], [], [], 0
         for index, one in enumerate(passages):
-            places = np.arange(one.opening, len(one.ids) - 1)
-            ids = np.array(one.ids, np.int64)
+            places = np.arange(one.first + 1, len(one.ids) - 1)
             at.append(start + places - one.first)
-            tokens.append(ids[places])
-            following.append(ids[places + 1])
+            tokens.append(np.array(one.ids, np.int64)[places])
+            following.append(np.array(one.likeliest, np.int64)[1:])
             passage.append(np.full(len(places), index))
+            greedy.append(places >= one.opening)
             start += len(one.states)
         states = np.concatenate([one.states for one in passages])
-        return cls(states, *(np.concatenate(part) for part in (at, tokens, following, passage)))
+        return cls(states, *(np.concatenate(part) for part in (at, tokens, following, passage, greedy)))
 
     def __len__(self) -> int:
         return len(self.at)

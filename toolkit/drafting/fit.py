@@ -1,60 +1,70 @@
-"""Fits a drafter: least squares first, then a few steps towards the most likely tokens.
+"""Fits a drafter: a network with one hidden layer, trained on chains of drafts.
 
-A drafter maps x = scale * [embedding of the last token, state before it] to features [x, max(signs @ x, 0)]. One matrix
-maps the features to a guess at the next state, another to a row whose product with the output matrix gives logits.
-The first matrix is found by ridge regression. The second begins as the first; the cross-entropy of the tokens is convex
-in it, and is lowered by conjugate gradients, preconditioned by both inverse covariances. Each token counts twice there:
-after the state that the model had before, and after what the first matrix guesses of that state, because that is what
-the drafter has for all drafts of a step but the first. Of all steps, the matrix that predicts most tokens of held-out
-passages correctly is kept.
-All sums run over blocks of rows in a fixed order. Features, of which there are several times as many as inputs, are
-computed a block at a time, as often as they are needed: so memory grows with the inputs alone.
+x = scale * [embedding of the last token, state before it], and a drafter guesses the next state as one matrix times
+[x, max(hidden @ x, 0)]; the guess's product with the output matrix gives the logits of the next token. What it guesses
+is the input of its own next draft. So it is trained on chains: from a token and the model's own state before it three
+states are guessed one after another, each from the guess before, and all three should give the model's tokens and be
+near its states. Inputs are the tokens that the text has, whatever was guessed; the text is all that the model wrote,
+drawn or greedy, but its likeliest tokens are always what is to be guessed.
+
+Training begins at the ridge regression of states on inputs, with a hidden layer that adds nothing yet. Adam (Kingma and
+Ba, https://arxiv.org/abs/1412.6980) lowers the cross-entropy of the tokens plus Huber's loss of the states. Of all
+epochs, the network whose drafts are accepted most often on held-out passages is kept.
+
+Each batch is cut into the same shards, whose gradients are added in order, however many threads there are: with
+products that use one thread each, the result is the same on the same kind of processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.blas import single_threaded_blas
 from toolkit.drafting.examples import Examples
 
 F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-RIDGES = (1e-3, 1e-2, 1e-1)
-"""The penalties that are tried, relative to the mean square of a feature."""
-_DAMPING = 0.3
+CHAIN = 3
+"""The drafts in a row that a drafter is trained on."""
+_RIDGE = 1e-2  # relative to the mean square of an input
 _LEAST_SCALE = 0.05
 """Inputs below this fraction of the others are scaled up less than to the same mean square."""
-_BLOCK = 1024
-_SHORTEST_STEP, _FIRST_STEP = 1e-4, 1e-2
+_BATCH = 256  # chains
+_SHARDS = 4
+_RATE = 1.0  # Adam's learning rate, times the number of inputs: a step changes what a matrix gives by about as much
+_MEANS = (0.9, 0.98)  # how much of its running means Adam keeps in a step
+_WARM_UP = 100  # steps
+_ROWS = 1024  # in a product on one thread
+_BAND = 32  # rows of a matrix that a thread changes at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """The matrices of a drafter; see the module. D is the hidden size, M the number of random features."""
+    """The matrices of a drafter; see the module. D is the width of a state, M that of the hidden layer."""
 
     scale: F32
     """f32[2 D], a factor for each input"""
-    signs: F32
-    """f32[M, 2 D], the same magnitude everywhere, with random signs"""
+    hidden: F32
+    """f32[M, 2 D + 1], inputs to hidden layer; the last column is the bias"""
     state: F32
-    """f32[D, 2 D + M + 1], features to next state; the last column is the bias"""
-    token: F32
-    """f32[D, 2 D + M + 1], features to the row that `head` multiplies; the last column is the bias"""
+    """f32[D, 2 D + M + 1], inputs and hidden layer to next state; the last column is the bias"""
     head: F32
     """f32[K, D]: the rows of the output matrix for the tokens that may be drafted"""
     head_ids: I64
     """i64[K]: the token of each row of `head`"""
 
-    def features(self, inputs: F32) -> F32:
-        """The features f32[n, 2 D + M + 1] of inputs f32[n, 2 D]: embeddings, and states before them."""
+    def states(self, inputs: F32) -> F32:
+        """The guesses at the next states f32[n, D] from inputs f32[n, 2 D]: embeddings, and states before them."""
         x = inputs * self.scale
-        return np.concatenate([x, np.maximum(x @ self.signs.T, 0), np.ones((len(x), 1), np.float32)], 1)
+        hidden = np.maximum(x @ self.hidden[:, :-1].T + self.hidden[:, -1], 0)
+        return np.concatenate([x, hidden], 1) @ self.state[:, :-1].T + self.state[:, -1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,237 +72,241 @@ class Problem:
     """What to fit, and to what.
 
     `examples`: of these, every fifth passage is held out. `embedding`: gives f32[n, D] for i64[n] ids. `head`,
-    `head_ids`: see `Drafter`. `random_features`: M. `rounds`: the most steps of conjugate gradients.
+    `head_ids`: see `Drafter`. `hidden_units`: M. `epochs`: how often each chain is trained on.
     """
 
     examples: Examples
     embedding: Callable[[I64], F32]
     head: F32
     head_ids: I64
-    random_features: int
-    rounds: int
+    hidden_units: int
+    epochs: int
 
-    def rows(self, *, held_out: bool) -> I64:
-        """The indices of the examples of held-out passages, or of the other passages."""
-        return np.flatnonzero((self.examples.passage % 5 == 4) == held_out)
+    def rows(self) -> I64:
+        """The examples that are fitted to: those that are not of held-out passages."""
+        return np.flatnonzero(~self._held_out)
 
+    def held_out(self, drafts: int) -> I64:
+        """The examples of held-out greedy text that `drafts` - 1 more follow in their passage."""
+        starts = self.examples.starts(drafts)
+        return starts[(self._held_out & self.examples.greedy)[starts]]
 
-def fit(problem: Problem, *, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Drafter:
-    """Fit the drafter for a problem; `progress` gets the number of steps done and their total."""
-    total = problem.rounds + len(RIDGES) + 1
-    drafter = _random(problem)
-    some, held = (_Rows.of(problem, drafter, problem.rows(held_out=held_out)) for held_out in (False, True))
-    gram, cross = some.inputs.moments(some.states)
-    progress(1, total)
-    state, inverse = _ridge(gram, cross, held, lambda done: progress(1 + done, total))
-    classes, held_classes = (rows.classes(state, problem.head_ids) for rows in (some, held))
-    likelihood = _Likelihood(problem.head, classes, held_classes, inverse)
-    token = likelihood.improved(state, problem.rounds, lambda done: progress(1 + len(RIDGES) + done, total))
-    return Drafter(drafter.scale, drafter.signs, state, token, problem.head, problem.head_ids)
+    @property
+    def _held_out(self) -> NDArray[np.bool_]:
+        held: NDArray[np.bool_] = self.examples.passage % 5 == 4
+        return held
 
 
-def _ridge(gram: F64, cross: F64, held: _Rows, done: Callable[[int], None]) -> tuple[F32, F32]:
-    """Ridge regression from sums over rows, with the penalty that does best on held-out rows.
+def fit(
+    problem: Problem, *, threads: int = 1, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> Drafter:
+    """Fit the drafter for a problem; `progress` gets the number of epochs done and their total.
 
-    Returns the matrix f32[D, F], and the inverse of the penalised second moments f32[F, F].
+    `threads`: how many compute; they do not change the result.
     """
-    found: list[tuple[float, F32, F32]] = []
-    for tried, penalty in enumerate(RIDGES):
-        inverse = np.linalg.inv(gram + penalty * np.trace(gram) / len(gram) * np.eye(len(gram)))
-        matrix = (inverse @ cross).T.astype(np.float32)
-        error = float(np.square(held.inputs.products(matrix) - held.states, dtype=np.float64).sum())
-        found = [min([*found, (error, matrix, inverse.astype(np.float32))], key=lambda one: one[0])]
-        done(tried + 1)
-    _, matrix, kept = found[0]
-    return matrix, kept
-
-
-def _random(problem: Problem) -> Drafter:
-    """A drafter with the scale that gives each input a mean square of about 1, and with random features."""
-    examples, width = problem.examples, problem.head.shape[1]
-    used, counts = np.unique(examples.tokens, return_counts=True)
-    embeddings = (np.square(problem.embedding(used), dtype=np.float64) * (counts / counts.sum())[:, None]).sum(0)
-    states = np.square(examples.states, dtype=np.float64).mean(0)
-    scales = [1 / np.maximum(np.sqrt(part), _LEAST_SCALE * np.sqrt(part).mean()) for part in (embeddings, states)]
-    signs = np.random.default_rng(0).integers(0, 2, (problem.random_features, 2 * width), np.int8) * 2 - 1
-    nothing = np.zeros((width, 0), np.float32)
-    return Drafter(
-        np.concatenate(scales).astype(np.float32),
-        signs.astype(np.float32) * np.float32((2 * width) ** -0.5),
-        nothing,
-        nothing,
-        problem.head,
-        problem.head_ids,
-    )
-
-
-def _blocks(rows: int) -> Iterator[slice]:
-    yield from (slice(start, start + _BLOCK) for start in range(0, rows, _BLOCK))
+    random = np.random.default_rng(0)
+    data = _Data.of(problem)
+    held, chains = problem.held_out(CHAIN), np.intersect1d(problem.rows(), problem.examples.starts(CHAIN))
+    with single_threaded_blas(), ThreadPoolExecutor(threads, thread_name_prefix="fit") as pool:
+        network = _initial(data, problem, random)
+        best, most = network.copy(), network.accepted(data, held, pool)
+        batches = max(1, round(len(chains) / _BATCH))
+        training = _Training(network, pool, problem.epochs * batches)
+        for epoch in range(problem.epochs if len(chains) else 0):
+            progress(epoch, problem.epochs)
+            for batch in np.array_split(random.permutation(chains), batches):
+                training.step(data, batch)
+            if (accepted := network.accepted(data, held, pool)) > most:
+                best, most = network.copy(), accepted
+    progress(problem.epochs, problem.epochs)
+    return best.drafter(data.scale, problem)
 
 
 @dataclass(frozen=True, slots=True)
-class _Inputs:
-    """A drafter's inputs f32[n, 2 D], embeddings and states before them; gives their features, F a row."""
+class _Data:
+    """The examples, with inputs and states scaled to a mean square of about 1.
 
-    drafter: Drafter
-    values: F32
-
-    def features(self, block: slice) -> F32:
-        """The features of some rows, f32[rows, F]."""
-        return self.drafter.features(self.values[block])
-
-    def products(self, matrix: F32) -> F32:
-        """The features times the transpose of a matrix f32[D, F]: f32[n, D]."""
-        found = np.empty((len(self.values), len(matrix)), np.float32)
-        for block in _blocks(len(found)):
-            np.matmul(self.features(block), matrix.T, out=found[block])
-        return found
-
-    def moments(self, outputs: F32) -> tuple[F64, F64]:
-        """The sums over rows of features times features, and of features times outputs f32[n, D]."""
-        size = self.values.shape[1] + len(self.drafter.signs) + 1
-        gram, cross = np.zeros((size, size)), np.zeros((size, outputs.shape[1]))
-        for block in _blocks(len(outputs)):
-            features = self.features(block)
-            gram += features.T @ features
-            cross += features.T @ outputs[block]
-        return gram, cross
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Examples: inputs, the states that followed f32[n, D], and the tokens that the model predicted from those i64[n].
-
-    `after`: for each row, whether the row before it is the position before it.
+    Row r of the examples has the embedding `embeddings[places[r]]`, the state `states[at[r] - 1]` before it and
+    `states[at[r]]` after it, and the token `head_scaled[classes[r]]` after that, or one that the head lacks: -1.
     """
 
-    inputs: _Inputs
+    scale: F32
+    embeddings: F32
+    places: I64
     states: F32
-    following: I64
-    after: NDArray[np.bool_]
+    at: I64
+    head: F32
+    """f32[K, D], for scaled states"""
+    classes: I64
 
     @classmethod
-    def of(cls, problem: Problem, drafter: Drafter, rows: I64) -> _Rows:
-        """Some examples of a problem, of whole passages."""
+    def of(cls, problem: Problem) -> _Data:
+        """Scale what a problem has."""
         examples = problem.examples
-        at = examples.at[rows]
-        values = np.concatenate([problem.embedding(examples.tokens[rows]), examples.states[at - 1]], 1)
-        after = np.concatenate([[False], at[1:] - 1 == at[:-1]])
-        return cls(_Inputs(drafter, values), examples.states[at], examples.following[rows], after)
+        used, places, counts = np.unique(examples.tokens, return_inverse=True, return_counts=True)
+        embeddings = problem.embedding(used)
+        squares = (np.square(embeddings, dtype=np.float64) * (counts / counts.sum())[:, None]).sum(0)
+        moments = [squares, np.square(examples.states, dtype=np.float64).mean(0)]
+        scales = [1 / np.maximum(np.sqrt(some), _LEAST_SCALE * np.sqrt(some).mean()) for some in moments]
+        of_tokens, of_states = (some.astype(np.float32) for some in scales)
+        place = np.full(int(max(problem.head_ids.max(), examples.following.max(initial=0))) + 1, -1)
+        place[problem.head_ids] = np.arange(len(problem.head_ids))
+        return cls(
+            np.concatenate([of_tokens, of_states]),
+            embeddings * of_tokens,
+            places,
+            examples.states * of_states,
+            examples.at,
+            problem.head / of_states,
+            place[examples.following],
+        )
 
-    def classes(self, state: F32, head_ids: I64) -> _Classes:
-        """The examples; then those that are not the first of a passage again, after the state that a matrix guesses.
-
-        Those whose following token the head lacks are left out.
-        """
-        place = np.full(int(max(head_ids.max(), self.following.max(initial=0))) + 1, -1)
-        place[head_ids] = np.arange(len(head_ids))
-        found = place[self.following]
-        once, again = np.flatnonzero(found >= 0), np.flatnonzero(self.after & (found >= 0))
-        values = self.inputs.values
-        embeddings, guessed = values[again, : self.states.shape[1]], self.inputs.products(state)[again - 1]
-        both = np.concatenate([values[once], np.concatenate([embeddings, guessed], 1)])
-        return _Classes(_Inputs(self.inputs.drafter, both), np.concatenate([found[once], found[again]]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Classes:
-    """Inputs of n examples, and for each the index in the head of the token that followed, i64[n]."""
-
-    inputs: _Inputs
-    indices: I64
+    def linear(self, rows: I64) -> F32:
+        """The inputs of rows and a 1, f32[n, 2 D + 1]."""
+        states = self.states[self.at[rows] - 1]
+        return np.concatenate([self.embeddings[self.places[rows]], states, np.ones((len(rows), 1), np.float32)], 1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Likelihood:
-    """Raises the likelihood of the tokens that followed under the head's logits.
+class _Network:
+    """A drafter's matrices for scaled states. I is 2 D + 1: the inputs, of which the last is 1."""
 
-    `inverse`: the inverse second moments of the features, f32[F, F].
-    """
+    hidden: F32
+    """f32[M, I]"""
+    state: F32
+    """f32[D, I + M]"""
 
-    head: F32
-    rows: _Classes
-    held: _Classes
-    inverse: F32
+    def copy(self) -> _Network:
+        """One that does not change with this one."""
+        return _Network(self.hidden.copy(), self.state.copy())
 
-    def improved(self, matrix: F32, rounds: int, done: Callable[[int], None]) -> F32:
-        """Of the matrices f32[D, F] after 0 to `rounds` steps, the one that is right about most held-out tokens."""
-        guesses, held = self.rows.inputs.products(matrix), self.held.inputs.products(matrix)
-        best, most = matrix, self._right(held)
-        curvature: F32 | None = None
-        previous: tuple[F32, F32] | None = None
-        direction = np.zeros_like(matrix)
-        for step in range(rounds):
-            gradient, covariance = self._gradient(guesses)
-            if curvature is None:
-                curvature = np.linalg.inv(covariance).astype(np.float32)
-            preconditioned = (curvature @ gradient @ self.inverse).astype(np.float32, copy=False)
-            turn = 0.0
-            if previous is not None:  # Polak and Ribiere's rule
-                change = np.vdot(preconditioned, gradient - previous[0])
-                turn = max(0.0, float(change / np.vdot(previous[1], previous[0])))
-            previous = gradient, preconditioned
-            direction = preconditioned + np.float32(turn) * direction
-            moved = self.rows.inputs.products(direction)
-            length = np.float32(self._step_length(guesses, moved))
-            matrix = matrix + length * direction
-            guesses += length * moved
-            held += length * self.held.inputs.products(direction)
-            right = self._right(held)
-            done(step + 1)
-            if right > most:
-                best, most = matrix, right
-            if length == 0:
-                break
-        done(rounds)
-        return best
+    def drafter(self, scale: F32, problem: Problem) -> Drafter:
+        """The drafter that computes the same."""
+        inputs = self.hidden.shape[1]
+        order = [*range(inputs - 1), *range(inputs, self.state.shape[1]), inputs - 1]
+        state = self.state[:, order] / scale[-len(self.state) :, None]
+        return Drafter(scale, self.hidden, state, problem.head, problem.head_ids)
 
-    def _right(self, held: F32) -> int:
-        """How many held-out tokens have the highest logit. (Their loss would stop the search much earlier: it soon
-        rises, from overconfidence.)"""
-        found = [np.argmax(held[block] @ self.head.T, 1) == self.held.indices[block] for block in _blocks(len(held))]
-        return sum(int(some.sum()) for some in found)
+    def guesses(self, data: _Data, rows: I64) -> Iterator[tuple[F32, F32]]:
+        """For each draft of the chains at some rows what `state` multiplies, f32[n, I + M], and the guess f32[n, D]."""
+        guess, inputs = data.states[data.at[rows] - 1], self.hidden.shape[1]
+        for step in range(CHAIN):
+            features = np.empty((len(rows), self.state.shape[1]), np.float32)
+            features[:, : inputs - 1 - guess.shape[1]] = data.embeddings[data.places[rows + step]]
+            features[:, inputs - 1 - guess.shape[1] : inputs - 1] = guess
+            features[:, inputs - 1] = 1
+            np.maximum(features[:, :inputs] @ self.hidden.T, 0, out=features[:, inputs:])
+            guess = features @ self.state.T
+            yield features, guess
 
-    def _loss(self, guesses: F32, classes: I64) -> float:
-        """The mean cross-entropy in nats; 0 if there are no rows."""
-        total = 0.0
-        for block in _blocks(len(classes)):
-            logits = guesses[block] @ self.head.T
-            logits -= logits.max(1, keepdims=True)
-            chosen = logits[np.arange(len(logits)), classes[block]]
-            total += float((np.log(np.exp(logits).sum(1)) - chosen).sum(dtype=np.float64))
-        return total / max(len(classes), 1)
+    def accepted(self, data: _Data, rows: I64, pool: ThreadPoolExecutor) -> int:
+        """How many drafts would be accepted in the steps that begin at some rows."""
 
-    def _gradient(self, guesses: F32) -> tuple[F32, F64]:
-        """The likelihood's gradient in the matrix, f32[D, F], and the mean covariance of the head's rows, f64[D, D]."""
-        head, classes = self.head, self.rows.indices
-        width = head.shape[1]
-        gradient, covariance = np.zeros((width, len(self.inverse))), np.zeros((width, width))
-        for block in _blocks(len(classes)):
-            weights = guesses[block] @ head.T
-            weights -= weights.max(1, keepdims=True)
-            np.exp(weights, out=weights)
-            weights /= weights.sum(1, keepdims=True)
-            expected = weights @ head
-            covariance += (head * weights.sum(0)[:, None]).T @ head - expected.T @ expected
-            gradient += (head[classes[block]] - expected).T @ self.rows.inputs.features(block)
-        covariance /= max(len(classes), 1)
-        covariance[np.diag_indices(width)] += _DAMPING * np.trace(covariance) / width + 1e-12
-        return gradient.astype(np.float32), covariance
+        def of_some(start: int) -> int:
+            some, total = rows[start : start + _ROWS], 0
+            right = np.ones(len(some), np.bool_)
+            for step, (_, guess) in enumerate(self.guesses(data, some)):
+                right &= np.argmax(guess @ data.head.T, 1) == data.classes[some + step]
+                total += int(right.sum())
+            return total
 
-    def _step_length(self, guesses: F32, moved: F32) -> float:
-        """The step length that gives the lowest loss on every fifth row, among doublings; 0 if none lowers it."""
-        some = slice(None, None, 5)
-        start, way, classes = guesses[some], moved[some], self.rows.indices[some]
-        best, least = 0.0, self._loss(start, classes)
-        length = _FIRST_STEP
-        while length >= _SHORTEST_STEP:
-            loss = self._loss(start + np.float32(length) * way, classes)
-            if loss < least:
-                best, least = length, loss
-                length *= 2
-            elif best == 0:
-                length /= 4
-            else:
-                break
-        return best
+        return sum(pool.map(of_some, range(0, len(rows), _ROWS)))
+
+    def gradients(self, data: _Data, rows: I64, weight: np.float32) -> tuple[F32, F32]:
+        """The gradients in `hidden` and `state` of the sum of the losses of the chains at some rows, times `weight`."""
+        inputs, width = self.hidden.shape[1], len(self.state)
+        drafts = list(self.guesses(data, rows))
+        guessed, active = (np.empty((CHAIN, len(rows), size), np.float32) for size in (width, len(self.hidden)))
+        onwards = np.float32(0)  # the gradient in a guess of the losses of the drafts after it
+        for step in reversed(range(CHAIN)):
+            features, guess = drafts[step]
+            wanted = data.states[data.at[rows + step]]
+            slope = np.clip(guess - wanted, -1, 1) / np.float32(width)
+            slope += _token_slopes(guess, data.head, data.classes[rows + step])
+            slope *= weight
+            slope += onwards
+            back = slope @ self.state[:, inputs - 1 - width :]  # in the state, the 1, and the hidden layer
+            np.multiply(back[:, width + 1 :], features[:, inputs:] > 0, out=active[step])
+            onwards = back[:, :width] + active[step] @ self.hidden[:, inputs - 1 - width : inputs - 1]
+            guessed[step] = slope
+        features = np.concatenate([features for features, _ in drafts])
+        return (
+            active.reshape(len(features), -1).T @ features[:, :inputs],
+            guessed.reshape(len(features), -1).T @ features,
+        )
+
+
+def _token_slopes(guesses: F32, head: F32, classes: I64) -> F32:
+    """The gradient of the tokens' cross-entropies in the guesses, f32[n, D]; 0 for tokens that the head lacks."""
+    known = np.flatnonzero(classes >= 0)
+    errors = guesses[known] @ head.T
+    errors -= errors.max(1, keepdims=True)
+    np.exp(errors, out=errors)
+    errors /= errors.sum(1, keepdims=True)
+    errors[np.arange(len(known)), classes[known]] -= 1
+    slopes = np.zeros_like(guesses)
+    slopes[known] = errors @ head
+    return slopes
+
+
+def _initial(data: _Data, problem: Problem, random: np.random.Generator) -> _Network:
+    """The ridge regression of states, and a hidden layer with random inputs that nothing reads yet."""
+    rows, width = problem.rows(), data.states.shape[1]
+    inputs = 2 * width + 1
+    gram, cross = np.zeros((inputs, inputs)), np.zeros((inputs, width))
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        x = data.linear(some)
+        gram += x.T @ x
+        cross += x.T @ data.states[data.at[some]]
+    gram[np.diag_indices(inputs)] += _RIDGE * np.trace(gram) / inputs
+    state = np.zeros((width, inputs + problem.hidden_units), np.float32)
+    state[:, :inputs] = np.linalg.solve(gram, cross).T
+    spread = inputs**-0.5
+    return _Network(random.uniform(-spread, spread, (problem.hidden_units, inputs)).astype(np.float32), state)
+
+
+class _Training:
+    """Steps of Adam, with a learning rate that rises at first and then falls to 0 at the last step."""
+
+    def __init__(self, network: _Network, pool: ThreadPoolExecutor, steps: int) -> None:
+        self._network, self._pool, self._steps = network, pool, steps
+        self._done = 0
+        self._trained = [_Trained.of(matrix) for matrix in (network.hidden, network.state)]
+
+    def step(self, data: _Data, rows: I64) -> None:
+        """Change the network by one step, for the chains that begin at some rows."""
+        gradients = partial(self._network.gradients, data, weight=np.float32(1 / len(rows)))
+        shards = list(self._pool.map(gradients, np.array_split(rows, _SHARDS)))
+        rate = _RATE / len(data.scale) * min(1, (self._done + 1) / _WARM_UP) * (1 - self._done / self._steps)
+        self._done += 1
+        for trained, some in zip(self._trained, zip(*shards, strict=True), strict=True):
+            change = partial(trained.step, some, rate, self._done)
+            for _ in self._pool.map(change, range(0, len(trained.matrix), _BAND)):
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A matrix, and the running means of its gradients and of their squares."""
+
+    matrix: F32
+    mean: F32
+    square: F32
+
+    @classmethod
+    def of(cls, matrix: F32) -> _Trained:
+        """A matrix before its first step."""
+        return cls(matrix, np.zeros_like(matrix), np.zeros_like(matrix))
+
+    def step(self, gradients: Sequence[F32], rate: float, step: int, start: int) -> None:
+        """Step number `step` of a few rows, from `start` on; the gradient is the sum of `gradients`."""
+        some = slice(start, start + _BAND)
+        gradient = sum((one[some] for one in gradients[1:]), gradients[0][some])
+        for mean, value, kept in zip((self.mean, self.square), (gradient, np.square(gradient)), _MEANS, strict=True):
+            mean[some] *= np.float32(kept)
+            mean[some] += np.float32(1 - kept) * value
+        means, squares = (1 - kept**step for kept in _MEANS)
+        size = np.sqrt(self.square[some] / np.float32(squares))
+        size += np.float32(1e-8)
+        self.matrix[some] -= self.mean[some] / size * np.float32(rate / means)

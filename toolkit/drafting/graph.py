@@ -28,7 +28,6 @@ RECIPE = Recipe(
     (
         Rule("drafter.scale", Scheme("f32")),
         Rule("drafter.*.bias", Scheme("f32")),
-        Rule("drafter.signs", Scheme("int4", None, "absmax")),
         Rule("drafter.*.weight", Scheme("int4", None, "mse")),
     ),
 )
@@ -63,15 +62,15 @@ def drafter_graph(drafter: Drafter, text: TextRecord) -> Graph:
         return graph.weight(Weight.whole(f"drafter.{name}", array.shape))
 
     x = ops.mul(activations, weight("scale", drafter.scale))
-    random = ops.relu(ops.fully_connected(x, weight("signs", drafter.signs)))
-    features = ops.concatenation([x, random], 2)
 
-    def mapped(name: str, matrix: F32) -> Value:
+    def mapped(x: Value, name: str, matrix: F32) -> Value:
         bias = weight(f"{name}.bias", matrix[:, -1])
-        return ops.fully_connected(features, weight(f"{name}.weight", matrix[:, :-1]), bias)
+        return ops.fully_connected(x, weight(f"{name}.weight", matrix[:, :-1]), bias)
 
-    graph.output("projected_activations", mapped("state", drafter.state))
-    some = ops.fully_connected(mapped("token", drafter.token), weight("head.weight", drafter.head))
+    hidden = ops.relu(mapped(x, "hidden", drafter.hidden))
+    state = mapped(ops.concatenation([x, hidden], 2), "state", drafter.state)
+    graph.output("projected_activations", state)
+    some = ops.fully_connected(state, weight("head.weight", drafter.head))
     never = graph.constant(np.full((1, 1, 1), NEVER, np.float32))
     place = np.full(text.vocab_size, len(drafter.head_ids), np.int32)
     place[drafter.head_ids] = np.arange(len(drafter.head_ids), dtype=np.int32)
@@ -81,12 +80,8 @@ def drafter_graph(drafter: Drafter, text: TextRecord) -> Graph:
 
 def write_drafter(path: Path, drafter: Drafter, text: TextRecord, recipe: Recipe = RECIPE) -> None:
     """Write a drafter as a .tflite file. The write is not atomic."""
-    arrays = {
-        "drafter.scale": drafter.scale,
-        "drafter.signs": drafter.signs,
-        "drafter.head.weight": drafter.head,
-    }
-    for name, matrix in (("state", drafter.state), ("token", drafter.token)):
+    arrays = {"drafter.scale": drafter.scale, "drafter.head.weight": drafter.head}
+    for name, matrix in (("hidden", drafter.hidden), ("state", drafter.state)):
         arrays[f"drafter.{name}.weight"] = np.ascontiguousarray(matrix[:, :-1])
         arrays[f"drafter.{name}.bias"] = np.ascontiguousarray(matrix[:, -1])
     layout = layout_files({path.name: [Signature(DRAFT, drafter_graph(drafter, text))]}, recipe)[path.name]

@@ -36,7 +36,7 @@ FIT = "fit"
 """In place of a drafter's checkpoint: the drafter that is made of the bundle."""
 HEAD_TOKENS = 8192
 """With all rows of a large output matrix, a draft would take a third of the time of the step that it is to save."""
-ROUNDS = 8
+EPOCHS = 24
 LEAST_ACCEPTED = 0.7
 """A step that checks three drafts takes 1.30 times as long as one that checks none in int8, and 1.64 times in int4 per
 channel; three drafts of a fiftieth of a step each add 0.06 (docs/speculative.md)."""
@@ -107,8 +107,8 @@ def make_drafter(
         head_ids = _head_ids(examples, bundle.drawable_ids(bundle.tokenizer()))
         # Both Gemma families embed by the rows of the output matrix, times the root of the hidden size.
         head = embedding(head_ids) * np.float32(text.hidden_size**-0.5)
-        problem = Problem(examples, embedding, head, head_ids, settings.random_features, ROUNDS)
-        drafter = fit(problem, progress=lambda done, total: how.progress("fit", done, total))
+        problem = Problem(examples, embedding, head, head_ids, settings.hidden_units, EPOCHS)
+        drafter = fit(problem, threads=wanted.threads, progress=lambda done, total: how.progress("fit", done, total))
         write_drafter(output / DRAFTER, drafter, text)
         write_bytes(output / DRAFTER_TEXT, dump_passages(passages))
         found = hash_file(output / DRAFTER)
@@ -152,7 +152,7 @@ def _head_ids(examples: Examples, limit: int) -> I64:
 
 def _measured_rows(problem: Problem, drafts: int) -> I64:
     """Rows of held-out passages, evenly spread over them."""
-    held = np.intersect1d(problem.rows(held_out=True), problem.examples.starts(drafts))
+    held = problem.held_out(drafts)
     if not len(held):
         raise BundleError("drafter", found="no held-out text", wanted="some", remedy="let the model write more text")
     picked = np.linspace(0, len(held) - 1, min(len(held), MEASURED_STEPS)).astype(np.int64)

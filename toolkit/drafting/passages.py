@@ -37,12 +37,14 @@ class Passage:
     """Tokens, of which the greedy ones begin at index `opening`, and the states that they were predicted from.
 
     `states`: f32[len(ids) - first - 1, hidden], the rows that logits are computed from, from position `first` on.
+    `likeliest`: for each state, the token that the model finds likeliest; in the greedy part, the token that follows.
     """
 
     ids: tuple[int, ...]
     opening: int
     first: int
     states: F32
+    likeliest: tuple[int, ...]
 
 
 def write_passages(
@@ -91,11 +93,12 @@ def _write(
     stops = session.text.stop_token_ids
     room = session.context - len(after) - 2
     session.truncate(0)
-    ids, states = list(before), list[F32]()
+    ids, states, likeliest = list(before), list[F32](), list[int]()
 
     def step(token: int) -> F32:
         logits = session.decode(token)
         states.append(session.activations()[0].copy())
+        likeliest.append(greedy.draw(logits))
         return logits
 
     session.prefill(ids[:-1])
@@ -108,11 +111,13 @@ def _write(
         logits = step(token)
     opening = len(ids)
     while len(ids) < min(opening + ANSWER_TOKENS, session.context):
-        ids.append(greedy.draw(logits))
+        ids.append(likeliest[-1])
         if ids[-1] in stops or repeats(ids[opening:]):
             break
-        logits = step(ids[-1])
-    return Passage(tuple(ids), opening, len(before) - 1, np.array(states[: len(ids) - len(before)], np.float32))
+        step(ids[-1])
+    first = len(before) - 1
+    kept = len(ids) - 1 - first
+    return Passage(tuple(ids), opening, first, np.array(states[:kept], np.float32), tuple(likeliest[:kept]))
 
 
 def repeats(ids: Sequence[int]) -> bool:

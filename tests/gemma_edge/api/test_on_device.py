@@ -94,7 +94,7 @@ def test_prompts_are_answered_as_here(there: Model, here: Model) -> None:
 
 
 def test_a_bundle_with_a_drafter_answers_without_it(random_checkpoint: Path, device: Emulator, tmp_path: Path) -> None:
-    bundle, drafter = tmp_path / "drafted", DrafterSettings(tokens=600, random_features=16)
+    bundle, drafter = tmp_path / "drafted", DrafterSettings(tokens=600, hidden_units=16)
     request = ConvertRequest(random_checkpoint, bundle, context=120, prefill_sizes=(4, 16), drafter=drafter)
     settings = SessionSettings(threads=1, weight_cache="memory")
     convert(request, gate=None, drafting=Drafting(settings, least_accepted=0.0))

@@ -467,11 +467,11 @@ def test_a_drafter_that_no_lock_can_describe_is_a_fault_of_the_lock(tmp_path: Pa
     """It was an error that ended the check."""
     write_bundle(tmp_path / "b", lambda directory: with_lock(fill_with_towers(directory)))
     value = json.loads((tmp_path / "b" / LOCK).read_bytes())
-    value["drafter"] = {"tokens": 600, "random_features": 3}
+    value["drafter"] = {"tokens": 600, "hidden_units": 3}
     rewrite(tmp_path / "b", LOCK, lambda file: file.write_text(json.dumps(value)))
     [fault] = check(tmp_path / "b")
     wanted = "an integer from 2 to 65536 and an even number"
-    assert (fault.file, fault.fault, fault.wanted) == (LOCK, "drafter random_features", wanted)
+    assert (fault.file, fault.fault, fault.wanted) == (LOCK, "drafter hidden_units", wanted)
 
 
 def test_checking_changes_nothing(bundle: Path) -> None:

@@ -37,7 +37,7 @@ def export(folder: Path, tokens: int) -> Path:
         groups=("text",),
         context=256,
         prefill_sizes=(8, 64),
-        drafter=DrafterSettings(tokens=tokens, random_features=64),
+        drafter=DrafterSettings(tokens=tokens, hidden_units=64),
     )
     drafting = Drafting(SessionSettings(threads=2, weight_cache="memory"), least_accepted=0.0)
     convert(request, gate=None, drafting=drafting)

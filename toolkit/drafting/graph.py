@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,36 +53,57 @@ class _Arrays:
 def drafter_graph(drafter: Drafter, text: TextRecord) -> Graph:
     """Build the graph: activations f32[1, 1, 2 D] -> logits f32[1, 1, vocab], projected_activations f32[1, 1, D]."""
     graph = Graph()
+    activations, _ = declare_inputs(graph, text)
+    state, logits = guess(drafter, activations, text.vocab_size)
+    graph.output("projected_activations", state)
+    graph.output("logits", logits)
+    return graph
+
+
+def declare_inputs(graph: Graph, text: TextRecord) -> tuple[Value, Value]:
+    """Declare what the engine passes to every drafter, and return `activations` f32[1, 1, 2 D] and `input_pos` i32[1].
+
+    Only a drafter that attends to the caches needs `mask`.
+    """
     activations = graph.input("activations", (1, 1, 2 * text.hidden_size))
-    # The engine passes these inputs to every drafter; only one that attends to the caches needs them.
-    graph.input("input_pos", (1,), DType.INT32)
+    position = graph.input("input_pos", (1,), DType.INT32)
     graph.input("mask", (1, 1, 1, text.context))
+    return activations, position
+
+
+def guess(drafter: Drafter, activations: Value, vocab_size: int) -> tuple[Value, Value]:
+    """The state f32[1, 1, D] and the logits f32[1, 1, vocab] that a drafter guesses from activations f32[1, 1, 2 D]."""
+    graph = activations.graph
 
     def weight(name: str, array: F32) -> Value:
         return graph.weight(Weight.whole(f"drafter.{name}", array.shape))
-
-    x = ops.mul(activations, weight("scale", drafter.scale))
 
     def mapped(x: Value, name: str, matrix: F32) -> Value:
         bias = weight(f"{name}.bias", matrix[:, -1])
         return ops.fully_connected(x, weight(f"{name}.weight", matrix[:, :-1]), bias)
 
+    x = ops.mul(activations, weight("scale", drafter.scale))
     hidden = ops.relu(mapped(x, "hidden", drafter.hidden))
     state = mapped(ops.concatenation([x, hidden], 2), "state", drafter.state)
-    graph.output("projected_activations", state)
     some = ops.fully_connected(state, weight("head.weight", drafter.head))
     never = graph.constant(np.full((1, 1, 1), NEVER, np.float32))
-    place = np.full(text.vocab_size, len(drafter.head_ids), np.int32)
+    place = np.full(vocab_size, len(drafter.head_ids), np.int32)
     place[drafter.head_ids] = np.arange(len(drafter.head_ids), dtype=np.int32)
-    graph.output("logits", ops.gather(ops.concatenation([some, never], 2), graph.constant(place), 2))
-    return graph
+    return state, ops.gather(ops.concatenation([some, never], 2), graph.constant(place), 2)
 
 
-def write_drafter(path: Path, drafter: Drafter, text: TextRecord, recipe: Recipe = RECIPE) -> None:
-    """Write a drafter as a .tflite file. The write is not atomic."""
+def write_drafter(
+    path: Path,
+    drafter: Drafter,
+    text: TextRecord,
+    recipe: Recipe = RECIPE,
+    *,
+    build: Callable[[Drafter, TextRecord], Graph] = drafter_graph,
+) -> None:
+    """Write a drafter as a .tflite file, with the graph that `build` makes of it. The write is not atomic."""
     arrays = {"drafter.scale": drafter.scale, "drafter.head.weight": drafter.head}
     for name, matrix in (("hidden", drafter.hidden), ("state", drafter.state)):
         arrays[f"drafter.{name}.weight"] = np.ascontiguousarray(matrix[:, :-1])
         arrays[f"drafter.{name}.bias"] = np.ascontiguousarray(matrix[:, -1])
-    layout = layout_files({path.name: [Signature(DRAFT, drafter_graph(drafter, text))]}, recipe)[path.name]
+    layout = layout_files({path.name: [Signature(DRAFT, build(drafter, text))]}, recipe)[path.name]
     write_tflite(path, layout, _Arrays(arrays))

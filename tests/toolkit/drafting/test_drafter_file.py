@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import gemma_edge
 from converters.convert import convert
@@ -42,6 +43,7 @@ from toolkit.runtime.session import Session, SessionSettings
 from toolkit.tflite.judge import judge
 from toolkit.tflite.judge import read_header as read_tflite_header
 
+F32 = NDArray[np.float32]
 ONE_THREAD = SessionSettings(threads=1, weight_cache="memory")
 EVEN_BAD = Drafting(ONE_THREAD, least_accepted=0.0)
 FLOATS = Recipe("floats", (Rule("*", Scheme("f32")),))
@@ -50,8 +52,8 @@ FLOATS = Recipe("floats", (Rule("*", Scheme("f32")),))
 def random_drafter(hidden: int, seed: int = 0) -> Drafter:
     random = np.random.default_rng(seed)
 
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return random.standard_normal((rows, columns)).astype(np.float32)
+    def matrix(rows: int, columns: int) -> F32:
+        return random.standard_normal((rows, columns), np.float32)
 
     ids = np.array([3, 5, 8, 13, 21, 34, 55, 89])
     scale, head = np.abs(matrix(1, 2 * hidden)[0]), matrix(8, hidden)

@@ -37,6 +37,7 @@ _RIDGE = 1e-2  # relative to the mean square of an input
 _LEAST_SCALE = 0.05
 """Inputs below this fraction of the others are scaled up less than to the same mean square."""
 _BATCH = 256  # chains
+_MOST_STEPS = 8192  # of training, each with a batch: with much text there are fewer epochs
 _SHARDS = 4
 _RATE = 1.0  # Adam's learning rate, times the number of inputs: a step changes what a matrix gives by about as much
 _MEANS = (0.9, 0.98)  # how much of its running means Adam keeps in a step
@@ -111,14 +112,15 @@ def fit(
         network = _initial(data, problem, random)
         best, most = network.copy(), network.accepted(data, held, pool)
         batches = max(1, round(len(chains) / _BATCH))
-        training = _Training(network, pool, problem.epochs * batches)
-        for epoch in range(problem.epochs if len(chains) else 0):
-            progress(epoch, problem.epochs)
+        epochs = min(problem.epochs, max(1, _MOST_STEPS // batches)) if len(chains) else 0
+        training = _Training(network, pool, epochs * batches)
+        for epoch in range(epochs):
+            progress(epoch, epochs)
             for batch in np.array_split(random.permutation(chains), batches):
                 training.step(data, batch)
             if (accepted := network.accepted(data, held, pool)) > most:
                 best, most = network.copy(), accepted
-    progress(problem.epochs, problem.epochs)
+    progress(1, 1)
     return best.drafter(data.scale, problem)
 
 

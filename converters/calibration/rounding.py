@@ -13,7 +13,7 @@ from converters.family import F32, CalibrationPass
 from converters.plan import GraphFiles, Plan
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
-from toolkit.quant.gptq import Inputs, measure_inputs, round_rows
+from toolkit.quant.gptq import LARGEST_PART, Inputs, measure_inputs, round_rows
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.stream import is_copied
@@ -140,20 +140,25 @@ class Rounding:
     """Measures inputs, rounds and multiplies on the threads of a pool; the result does not depend on their number."""
 
     pool: ThreadPoolExecutor
-    _inputs: tuple[F32, Range, Inputs] | None = None
-    """Those of the last matrix: several in turn have the same."""
+    _inputs: list[tuple[F32, Range, Inputs]] = field(default_factory=list)
+    """Those measured last, at most two: LAuReL's are those of attention, after those of attention's output matrix."""
 
     def measure(self, x: F32, columns: Range, tokens: Range, wanted: Range | None = None) -> Inputs:
         """What rounding needs to know about some columns of the inputs f32[N, in], measured on some of the tokens.
 
         `wanted`: the same tokens in the float model.
         """
-        if self._inputs is None or self._inputs[0] is not x or self._inputs[1] != columns:
-            self._inputs = None  # frees the memory first
-            own = x[slice(*tokens), slice(*columns)]
-            plain = None if wanted is None else x[slice(*wanted), slice(*columns)]
-            self._inputs = x, columns, measure_inputs(own, self._run, wanted=plain)
-        return self._inputs[2]
+        for measured, of, inputs in self._inputs:
+            if measured is x and of == columns:
+                return inputs
+        # Frees the memory first; of several parts, one matrix's inputs are enough.
+        few = columns[1] - columns[0] <= LARGEST_PART
+        self._inputs = [known for known in self._inputs[-1:] if few and len(known[2].parts) == 1]
+        own = x[slice(*tokens), slice(*columns)]
+        plain = None if wanted is None else x[slice(*wanted), slice(*columns)]
+        inputs = measure_inputs(own, self._run, wanted=plain)
+        self._inputs.append((x, columns, inputs))
+        return inputs
 
     def round(self, values: F32, scheme: Scheme, inputs: Inputs, *, name: str, first_row: int) -> QuantizedRows:
         """Rows of a matrix, rounded against its inputs, in bands; `name` and `first_row` are for errors."""

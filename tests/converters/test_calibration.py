@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from toy_family import TOY, write_toy_checkpoint
 from converters.calibration.budget import MixPlan
 from converters.calibration.calibrate import is_work_of, mark_work, restore_text, sequences_of, work_directory
 from converters.calibration.own_text import text_written_by
-from converters.calibration.rounding import decoder_pieces, pieces_of
+from converters.calibration.rounding import Rounding, decoder_pieces, pieces_of
 from converters.calibration.text import (
     CalibrationChoice,
     CalibrationText,
@@ -369,3 +370,22 @@ def test_sequences_are_spread_over_a_long_text(checkpoint: Path) -> None:
     assert [len(sequence) for sequence in sequences] == [512] * 16
     assert all(sequence[0] == 2 for sequence in sequences)
     assert len(np.unique(sequences[0])) <= 3 and sequences[0][5] != sequences[-1][5]
+
+
+def test_inputs_are_measured_once_though_others_come_in_between() -> None:
+    first, between = np.random.default_rng(0).standard_normal((2, 40, 16), np.float32)
+    with ThreadPoolExecutor(2) as pool:
+        rounding = Rounding(pool)
+        measured = rounding.measure(first, (0, 16), (20, 40), (0, 20))
+        other = rounding.measure(between, (0, 16), (20, 40), (0, 20))
+        assert rounding.measure(first, (0, 16), (20, 40), (0, 20)) is measured
+        assert other is not measured
+
+
+def test_of_wide_inputs_those_of_one_matrix_are_kept() -> None:
+    wide, narrow = np.ones((4, 2056), np.float32), np.ones((4, 8), np.float32)
+    with ThreadPoolExecutor(2) as pool:
+        rounding = Rounding(pool)
+        measured = rounding.measure(narrow, (0, 8), (0, 4))
+        rounding.measure(wide, (0, 2056), (0, 4))
+        assert rounding.measure(narrow, (0, 8), (0, 4)) is not measured

@@ -8,8 +8,8 @@ columns of E. So each column's best code follows from the errors before it, and 
 Two more steps lower that cost. Before: the weights are first moved to those whose products with the inputs that there
 are come near the products of the float model, whose inputs no earlier layer has changed (after GPTAQ, Li et al.,
 https://arxiv.org/abs/2504.02692); half of the way is best on text that nothing was measured on. After: scales are
-refitted to their codes, and each code is chosen again with all others known (coordinate descent as in QuantEase,
-Behdin et al., https://arxiv.org/abs/2309.01885).
+refitted to their codes, and each code of less than 8 bits is chosen again with all others known (coordinate descent as
+in QuantEase, Behdin et al., https://arxiv.org/abs/2309.01885).
 
 Products go through BLAS: the result is the same for the same shapes on the same kind of processor.
 """
@@ -38,7 +38,7 @@ model's int4 diverges less (docs/calibration.md)."""
 LARGEST_PART = 2048
 """Inputs that are considered together; a wider matrix is rounded in parts of 80 MiB, which bounds time and memory."""
 _TOWARDS = 0.5  # of the way to the weights that would give the float model's products
-_SWEEPS = 2  # in which each code is chosen again
+_SWEEPS = 2  # in which each code of less than 8 bits is chosen again; 8 bits hardly gain (docs/calibration.md)
 _TILES = 4  # products that the second moments of a part are computed in
 _SOLVED = 128  # equations that are solved at a time
 _SCALED_WEIGHTS = 1 << 16  # whose scales are chosen at a time
@@ -190,7 +190,7 @@ def round_rows(
     parts = [_Columns.of(part, rows, scheme) for part in inputs.parts]
     for part in parts:
         part.round(scales)
-    for _ in range(_SWEEPS):
+    for _ in range(_SWEEPS if scheme.element.bits < 8 else 0):
         if scheme.block_size is None:
             scales = _refitted(parts, scales, scheme)
         for part in parts:

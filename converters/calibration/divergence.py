@@ -56,7 +56,7 @@ class BundleModel:
         if pieces:
             matrix = np.array(matrix)
             for piece in pieces:
-                matrix[slice(*piece.rows), slice(*piece.columns)] = self.rounder.values(piece)
+                self.rounder.restore(piece, matrix[slice(*piece.rows), slice(*piece.columns)])
         result = self.rounder.rounding.multiply(self.inputs(x, tensor), matrix)
         return static_int8(result, self._scales(tensor).output)
 

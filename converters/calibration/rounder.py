@@ -50,5 +50,5 @@ class Rounder:
         """Replace `values`, the weights of the piece, by what they are rounded to."""
         if not self.rounder.has(piece):
             self.rounder.round(piece, x, self.tokens, values)
-        values[:] = self.rounder.values(piece)
+        self.rounder.restore(piece, values)
         self.rounder.tell(piece)

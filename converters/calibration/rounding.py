@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -22,8 +22,9 @@ from toolkit.tflite.writer import TfliteLayout
 
 Range = tuple[int, int]
 
-_BAND_WEIGHTS = 1 << 22  # of a band that one thread rounds: 16 MiB, and a few arrays of this size
+_BAND_WEIGHTS = 1 << 23  # of a band that one thread rounds: 32 MiB, and a few arrays of this size
 _BAND_ROWS = 2048
+_DEQUANTIZED_ROWS = 128
 _PRODUCT_ROWS = 1024  # of a matrix, in a product that one thread computes
 _PIECE_ROWS = 16384  # 128 MiB at a hidden size of 2048
 _PASS_BYTES = 2 << 30
@@ -162,14 +163,26 @@ class Rounding:
 
     def round(self, values: F32, scheme: Scheme, inputs: Inputs, *, name: str, first_row: int) -> QuantizedRows:
         """Rows of a matrix, rounded against its inputs, in bands; `name` and `first_row` are for errors."""
-        step = min(_BAND_ROWS, max(1, _BAND_WEIGHTS // values.shape[1]))
-        bands = self.pool.map(
-            lambda start: round_rows(
-                values[start : start + step], scheme, inputs, name=name, first_row=first_row + start
-            ),
-            range(0, len(values), step),
-        )
-        return _joined(bands)
+        height, width = values.shape
+        result = QuantizedRows.empty(height, width, scheme)
+        step = min(_BAND_ROWS, max(1, _BAND_WEIGHTS // width))
+
+        def round_band(start: int) -> None:
+            some = slice(start, start + step)
+            found = round_rows(values[some], scheme, inputs, name=name, first_row=first_row + start)
+            result.codes[some], result.scales[some] = found.codes, found.scales
+
+        self._run(round_band, range(0, height, step))
+        return result
+
+    def dequantize(self, rows: QuantizedRows, into: F32) -> None:
+        """Write what the codes stand for into an array of their shape."""
+
+        def dequantize_band(start: int) -> None:
+            some = slice(start, start + _DEQUANTIZED_ROWS)
+            into[some] = dequantize_rows(QuantizedRows(rows.codes[some], rows.scales[some]))
+
+        self._run(dequantize_band, range(0, len(into), _DEQUANTIZED_ROWS))
 
     def multiply(self, x: F32, matrix: F32, into: F32 | None = None) -> F32:
         """x @ matrix.T, in the array `into` if there is one."""
@@ -209,18 +222,13 @@ class PieceRounder:
         found = self.rounding.round(values, piece.scheme, inputs, name=piece.weight, first_row=piece.first_row)
         self.rounded.save(piece.weight, piece.first_row, found)
 
-    def values(self, piece: Piece) -> F32:
-        """What the weights of a piece are rounded to."""
-        return dequantize_rows(self.rounded.rows(piece.weight, piece.first_row, piece.first_row + piece.height))
+    def restore(self, piece: Piece, values: F32) -> None:
+        """Replace `values`, the weights of a piece, by what they are rounded to."""
+        rows = self.rounded.rows(piece.weight, piece.first_row, piece.first_row + piece.height)
+        self.rounding.dequantize(rows, values)
 
     def tell(self, piece: Piece) -> None:
         """Report a piece, unless it was reported before."""
         if piece not in self._told:
             self._told.add(piece)
             self.done(piece)
-
-
-def _joined(bands: Iterator[QuantizedRows]) -> QuantizedRows:
-    found = list(bands)
-    codes, scales = (np.concatenate([getattr(band, name) for band in found]) for name in ("codes", "scales"))
-    return QuantizedRows(codes, scales)

@@ -28,9 +28,9 @@ HEAD_ROWS = 8192  # rows of the output matrix processed at a time: 64 MiB at a h
 # --- components ------------------------------------------------------------------------------------------------------
 
 
-def _few_rows(x: Array) -> Iterator[slice]:
-    """Some rows of f32[rows, columns] at a time, whose temporary arrays stay in the processor's cache."""
-    step = max(1, _FEW // x.shape[1])
+def few_rows(x: Array) -> Iterator[slice]:
+    """Some rows of f32[rows, ...] at a time, whose temporary arrays stay in the processor's cache."""
+    step = max(1, _FEW * len(x) // max(1, x.size))
     yield from (slice(start, start + step) for start in range(0, len(x), step))
 
 
@@ -42,7 +42,7 @@ def rms_norm(x: Array, eps: float, weight: Array | None = None) -> Array:
     """
     rows = x.reshape(-1, x.shape[-1])
     normed = np.empty(rows.shape, np.float32)
-    for some in _few_rows(rows):
+    for some in few_rows(rows):
         part = rows[some]
         np.multiply(part, (np.square(part).mean(-1, keepdims=True) + np.float32(eps)) ** np.float32(-0.5), normed[some])
         if weight is not None:
@@ -71,20 +71,21 @@ def gelu(x: Array) -> Array:
 
 def gated(gate: Array, up: Array, sparse: Callable[[Array], Array] | None = None) -> Array:
     """gelu(sparse(gate)) * up, in place of `gate`."""
-    for some in _few_rows(gate):
+    for some in few_rows(gate):
         np.multiply(gelu(gate[some] if sparse is None else sparse(gate[some])), up[some], out=gate[some])
     return gate
 
 
 def softmax(scores: Array) -> Array:
-    """Softmax over the last axis; a score of -inf gets the weight 0.
+    """Softmax over the last axis, in place; a score of -inf gets the weight 0.
 
     >>> softmax(np.float32([0, -np.inf, 0])).tolist()
     [0.5, 0.0, 0.5]
     """
-    weights: Array = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return weights
+    scores -= scores.max(-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(-1, keepdims=True)
+    return scores
 
 
 def rotate(x: Array, positions: NDArray[np.int64], heads: Heads) -> Array:
@@ -107,11 +108,12 @@ def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
     tokens, heads, _ = query.shape
     group = heads // key.shape[1]
     distance = np.arange(tokens)[:, None] - np.arange(tokens)
-    hidden = (distance < 0) | (distance >= (window or tokens))
+    mask = np.where((distance < 0) | (distance >= (window or tokens)), np.float32(-np.inf), np.float32(0))
     result = np.empty_like(query)
     for head in range(heads):
         scores = query[:, head] @ key[:, head // group].T
-        result[:, head] = softmax(np.where(hidden, np.float32(-np.inf), scores)) @ value[:, head // group]
+        scores += mask
+        result[:, head] = softmax(scores) @ value[:, head // group]
     return result
 
 

@@ -26,6 +26,7 @@ from converters.gemma.reference import (
     KeyValue,
     checked_ids,
     embed,
+    few_rows,
     forget_unneeded,
     gated,
     gelu,
@@ -105,10 +106,12 @@ class Layer(AttentionLayer[TextConfig]):
         return self._linear(gated(gate, up, sparse), "mlp.down_proj")
 
     def correct(self, predicted: Array, active: Array) -> Array:
-        """AltUp's correction: add the layer's change of the active stream, weighted, to every stream."""
+        """AltUp's correction: add the layer's change of the active stream, weighted, to every stream, in place."""
         weight = self._linear(self._route(active), "altup.correction_coefs") + 1
         innovation = active - predicted[:, self.config.altup_active_index]
-        return predicted + weight[:, :, None] * innovation[:, None, :]
+        for some in few_rows(predicted):
+            predicted[some] += weight[some, :, None] * innovation[some, None, :]
+        return predicted
 
     def inject(self, streams: Array, per_layer: Array) -> Array:
         """Add the token's per-layer embedding, gated by the active stream, to every stream except the first.

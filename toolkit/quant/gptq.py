@@ -41,6 +41,7 @@ _TOWARDS = 0.5  # of the way to the weights that would give the float model's pr
 _SWEEPS = 2  # in which each code of less than 8 bits is chosen again; 8 bits hardly gain (docs/calibration.md)
 _TILES = 4  # products that the second moments of a part are computed in
 _SOLVED = 128  # equations that are solved at a time
+_FACTORISED = 64  # columns that are factorised at a time
 _SCALED_WEIGHTS = 1 << 16  # whose scales are chosen at a time
 _COLUMNS = 64  # columns between two products with all columns before them
 _CLIPPED = tuple(1 - 0.035 * step for step in range(20))  # scales to try, from none clipped to a third
@@ -147,10 +148,9 @@ class _Measuring:
         mean = float(masses.mean(dtype=np.float64)) or 1.0
         moments = self.moments[np.ix_(self._order, self._order)]
         moments[np.diag_indices(len(moments))] += np.float32(DAMPING * mean)
-        # R, upper triangular, is the Cholesky factor of the matrix rotated by 180 degrees, rotated back.
-        factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
+        factors = upper_factor(moments)
         pivots = np.diag(factors)
-        self.moments, self._factors, self._squares = moments, np.ascontiguousarray(factors / pivots), pivots * pivots
+        self.moments, self._factors, self._squares = moments, factors / pivots, pivots * pivots
         for start in range(0, len(pivots), _SOLVED):
             block = slice(start, start + _SOLVED)
             self._inverses.append((block, np.linalg.inv(self._factors[block, block])))
@@ -175,6 +175,23 @@ class _Measuring:
     def _tile(self, tile: int) -> slice:
         width = len(self._order)
         return slice(width * tile // _TILES, width * (tile + 1) // _TILES)
+
+
+def upper_factor(moments: F32) -> F32:
+    """R, upper triangular, of H = R Rᵀ, f32[n, n]; LinAlgError if H is not positive definite.
+
+    A few columns at a time, from the last on, so that nearly all of the work is in large products: LAPACK's
+    factorisation, which NumPy calls, takes four times as long.
+    """
+    factor = np.zeros_like(moments)
+    for stop in range(len(moments), 0, -_FACTORISED):
+        own = slice(max(0, stop - _FACTORISED), stop)
+        left = moments[:stop, own] - factor[:stop, stop:] @ factor[own, stop:].T
+        # Of these rows, it is the lower factor of what is left, rotated by 180 degrees, rotated back.
+        last = np.linalg.cholesky(left[own.start :][::-1, ::-1])[::-1, ::-1]
+        factor[own, own] = last
+        factor[: own.start, own] = left[: own.start] @ np.linalg.inv(last).T
+    return factor
 
 
 def round_rows(

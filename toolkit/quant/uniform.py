@@ -69,6 +69,14 @@ class QuantizedRows:
     codes: NDArray[np.int8]
     scales: NDArray[np.float32] | NDArray[np.float16]
 
+    @classmethod
+    def empty(cls, rows: int, columns: int, scheme: Scheme) -> QuantizedRows:
+        """Arrays to be filled."""
+        codes = np.empty((rows, columns), np.int8)
+        if scheme.block_size is None:
+            return cls(codes, np.empty(rows, np.float32))
+        return cls(codes, np.empty((rows, columns // scheme.block_size), np.float16))
+
 
 def quantize_rows(rows: F32, scheme: Scheme, *, name: str = "weights", first_row: int = 0) -> QuantizedRows:
     """Codes and scales of rows, float32[rows, columns].

@@ -1,1 +1,1 @@
-"""Makes a drafter for a model by least squares, from text that the model writes itself."""
+"""Fits a drafter to a model, by text that the model writes itself."""

@@ -101,7 +101,7 @@ class Problem:
 def fit(
     problem: Problem, *, threads: int = 1, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Drafter:
-    """Fit the drafter for a problem; `progress` gets the number of epochs done and their total.
+    """Fit the drafter for a problem; `progress` gets the number of steps done and their total.
 
     `threads`: how many compute; they do not change the result.
     """
@@ -114,9 +114,9 @@ def fit(
         batches = max(1, round(len(chains) / _BATCH))
         epochs = min(problem.epochs, max(1, _MOST_STEPS // batches)) if len(chains) else 0
         training = _Training(network, pool, epochs * batches)
-        for epoch in range(epochs):
-            progress(epoch, epochs)
+        for _ in range(epochs):
             for batch in np.array_split(random.permutation(chains), batches):
+                progress(training.done, training.steps)
                 training.step(data, batch)
             if (accepted := network.accepted(data, held, pool)) > most:
                 best, most = network.copy(), accepted
@@ -272,18 +272,18 @@ class _Training:
     """Steps of Adam, with a learning rate that rises at first and then falls to 0 at the last step."""
 
     def __init__(self, network: _Network, pool: ThreadPoolExecutor, steps: int) -> None:
-        self._network, self._pool, self._steps = network, pool, steps
-        self._done = 0
+        self._network, self._pool = network, pool
+        self.steps, self.done = steps, 0
         self._trained = [_Trained.of(matrix) for matrix in (network.hidden, network.state)]
 
     def step(self, data: _Data, rows: I64) -> None:
         """Change the network by one step, for the chains that begin at some rows."""
         gradients = partial(self._network.gradients, data, weight=np.float32(1 / len(rows)))
         shards = list(self._pool.map(gradients, np.array_split(rows, _SHARDS)))
-        rate = _RATE / len(data.scale) * min(1, (self._done + 1) / _WARM_UP) * (1 - self._done / self._steps)
-        self._done += 1
+        rate = _RATE / len(data.scale) * min(1, (self.done + 1) / _WARM_UP) * (1 - self.done / self.steps)
+        self.done += 1
         for trained, some in zip(self._trained, zip(*shards, strict=True), strict=True):
-            change = partial(trained.step, some, rate, self._done)
+            change = partial(trained.step, some, rate, self.done)
             for _ in self._pool.map(change, range(0, len(trained.matrix), _BAND)):
                 pass
 

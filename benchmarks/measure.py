@@ -244,6 +244,16 @@ def _is_installed(package: str) -> bool:
     return any(importlib.metadata.distributions(name=package))
 
 
+def without_directory(argument: str) -> str:
+    """An argument without where on this machine its file lies, which says nothing to others.
+
+    >>> without_directory("/big/e2b"), without_directory("e2b=/big/e2b"), without_directory("--also=--kl 0.1")
+    ('e2b', 'e2b=e2b', '--also=--kl 0.1')
+    """
+    before, equals, path = argument.rpartition("=")
+    return before + equals + os.path.basename(path)
+
+
 class Recorder:
     """Appends what a script measures to a results file (docs/formats/results.md); made before measuring starts."""
 
@@ -274,7 +284,7 @@ class Recorder:
             start=measured.start,
             threads=measured.threads,
             context=measured.context,
-            arguments=("python", "-m", f"benchmarks.{self._runner}", *sys.argv[1:]),
+            arguments=("python", "-m", f"benchmarks.{self._runner}", *map(without_directory, sys.argv[1:])),
             tests=dict(measured.tests),
             model=measured.model,
             binaries=(),

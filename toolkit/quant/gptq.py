@@ -17,7 +17,7 @@ Products go through BLAS: the result is the same for the same shapes on the same
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,7 +44,8 @@ _SOLVED = 128  # equations that are solved at a time
 _FACTORISED = 64  # columns that are factorised at a time
 _SCALED_WEIGHTS = 1 << 16  # whose scales are chosen at a time
 _COLUMNS = 64  # columns between two products with all columns before them
-_CLIPPED = tuple(1 - 0.035 * step for step in range(20))  # scales to try, from none clipped to a third
+_CLIPPED = tuple(1 - 0.07 * step for step in range(10))  # scales to try, from none clipped to a third
+_BETWEEN = 0.035  # then those on both sides of the best
 _LEAST_MASS = 1e-4  # of the mean: an input that the text never uses still has a weight that should be near
 
 
@@ -244,46 +245,57 @@ class _Columns:
 
     def round(self, scales: F32) -> None:
         """Round column after column, each for the errors before it; scales f32[rows, blocks]."""
-        by_block = np.ascontiguousarray(scales.T)
         errors = np.empty_like(self.weights)
-        for start in range(0, len(errors), _COLUMNS):
-            stop = min(start + _COLUMNS, len(errors))
-            carried = self.part.factors[:start, start:stop].T @ errors[:start]
-            own = np.ascontiguousarray(self.part.factors[start:stop, start:stop].T)
-            for i in range(start, stop):
-                wanted = carried[i - start]
-                wanted += own[i - start, : i - start] @ errors[start:i]
-                wanted += self.weights[i]
-                scale = by_block[self.blocks[i]]
-                wanted /= scale
-                np.rint(wanted, out=wanted)
-                np.clip(wanted, *self.limits, out=wanted)
-                self.codes[i] = wanted
-                wanted *= scale
-                np.subtract(self.weights[i], wanted, out=errors[i])
+        wanted = np.empty(errors.shape[1], np.float32)
+        for some, scale in self._tiles(scales):
+            base = self.part.factors[: some.start, some].T @ errors[: some.start]
+            base += self.weights[some]
+            own = np.ascontiguousarray(self.part.factors[some, some].T)
+            found, codes, inverse = errors[some], np.empty_like(base), 1 / scale
+            for n in range(len(found)):
+                np.matmul(own[n, :n], found[:n], out=wanted)
+                wanted += base[n]
+                self._nearest(wanted, inverse[n], codes[n])
+                np.multiply(codes[n], scale[n], out=wanted)
+                np.subtract(self.weights[some.start + n], wanted, out=found[n])
+            self.codes[some] = codes
 
     def choose_again(self, scales: F32) -> None:
         """Choose the code of each column once more, with all others as they are; scales f32[rows, blocks]."""
-        by_block = np.ascontiguousarray(scales.T)
         errors = np.empty_like(self.weights)
-        for i, block in enumerate(self.blocks):
-            np.multiply(self.codes[i], by_block[block], out=errors[i])
-            np.subtract(self.weights[i], errors[i], out=errors[i])
-        changes = np.empty((_COLUMNS, errors.shape[1]), np.float32)
-        for start in range(0, len(errors), _COLUMNS):
-            stop = min(start + _COLUMNS, len(errors))
-            pull = self.part.moments[start:stop] @ errors
-            own = np.ascontiguousarray(self.part.moments[start:stop, start:stop])
-            for i in range(start, stop):
-                n, scale = i - start, by_block[self.blocks[i]]
-                wanted = pull[n] - own[n, :n] @ changes[:n]
-                wanted /= own[n, n] * scale
-                wanted += self.codes[i]
-                np.rint(wanted, out=wanted)
-                np.clip(wanted, *self.limits, out=wanted)
-                np.multiply(wanted - self.codes[i], scale, out=changes[n])
-                errors[i] -= changes[n]
-                self.codes[i] = wanted
+        for some, scale in self._tiles(scales):
+            np.subtract(self.weights[some], self.codes[some] * scale, out=errors[some])
+        wanted = np.empty(errors.shape[1], np.float32)
+        for some, scale in self._tiles(scales):
+            # The best value of a column is its value now plus the pull of all errors on it, per unit of its own moment.
+            before, moments = self.codes[some] * scale, self.part.moments[some]
+            masses = np.diag(moments[:, some])[:, None]
+            own, base = moments[:, some] / masses, moments @ errors
+            base /= masses
+            base += before
+            changes, codes, inverse = np.empty_like(base), np.empty_like(base), 1 / scale
+            for n in range(len(base)):
+                np.matmul(own[n, :n], changes[:n], out=wanted)
+                np.subtract(base[n], wanted, out=wanted)
+                self._nearest(wanted, inverse[n], codes[n])
+                np.multiply(codes[n], scale[n], out=changes[n])
+                changes[n] -= before[n]
+            errors[some] -= changes
+            self.codes[some] = codes
+
+    def _tiles(self, scales: F32) -> Iterator[tuple[slice, F32]]:
+        """A few columns at a time, and the scales of their weights, f32[columns, rows]."""
+        by_block = np.ascontiguousarray(scales.T)
+        for start in range(0, len(self.blocks), _COLUMNS):
+            some = slice(start, min(start + _COLUMNS, len(self.blocks)))
+            yield some, by_block[self.blocks[some]]
+
+    def _nearest(self, wanted: F32, inverse_scale: F32, codes: F32) -> None:
+        """Write the codes that are nearest to some weights, which are changed. Each pass over a column costs as much to
+        begin as it takes."""
+        wanted *= inverse_scale
+        np.rint(wanted, out=codes)
+        np.clip(codes, *self.limits, out=codes)
 
 
 def _corrected(rows: F32, parts: Sequence[InputPart]) -> F32:
@@ -330,10 +342,12 @@ def _scales_of_few(blocks: F32, scheme: Scheme, mass: F32) -> F32:
     """`_scales` of f32[rows, blocks, width]."""
     low, high = _codes(scheme)
     plain = np.maximum(np.maximum(blocks.max(-1) / high, blocks.min(-1) / low), ROW_SCALE_MIN)
-    best, least = plain, np.full(plain.shape, np.inf, np.float32)
     weighted = blocks * mass
-    for ratio in _CLIPPED if scheme.element.bits < 8 else _CLIPPED[:3]:
-        q = blocks / (plain * np.float32(ratio))[..., None]
+    best, least, ratios = plain, np.full(plain.shape, np.inf, np.float32), np.ones_like(plain)
+
+    def consider(tried: F32) -> None:
+        nonlocal best, least, ratios
+        q = blocks / (plain * tried)[..., None]
         np.rint(q, out=q)
         np.clip(q, low, high, out=q)
         wq = np.einsum("rbw,rbw->rb", weighted, q)
@@ -344,6 +358,12 @@ def _scales_of_few(blocks: F32, scheme: Scheme, mass: F32) -> F32:
         cost = scale * (scale * qq - 2 * wq)
         better = cost < least
         best, least = np.where(better, scale, best), np.where(better, cost, least)
+        ratios = np.where(better, tried, ratios)
+
+    for ratio in _CLIPPED if scheme.element.bits < 8 else _CLIPPED[:2]:
+        consider(np.full_like(plain, ratio))
+    for beside in (ratios - np.float32(_BETWEEN), ratios + np.float32(_BETWEEN)):
+        consider(beside)
     return _stored(best, scheme)
 
 

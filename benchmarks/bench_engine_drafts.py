@@ -92,7 +92,7 @@ def contenders(bundle: Bundle, load: Load, rights: Sequence[float], folder: Path
         right = drawn(fraction, len(answer))
         drafter = folder / f"drafter_{number}.tflite"
         write_forced_drafter(drafter, [*prompt, *offered(answer, right, text.text_ids)], text)
-        found[f"{fraction:.0%} right"] = Contender(drafter, expected(right, text.draft_tokens, load.decode))
+        found[f"{100 * fraction:g}% right"] = Contender(drafter, expected(right, text.draft_tokens, load.decode))
     return found
 
 

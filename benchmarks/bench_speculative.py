@@ -101,9 +101,9 @@ def measure(
     if drafter is not None:
         makers[DRAFTER] = lambda: drafter
     for right in rights:
-        makers[f"{right:.0%} right"] = partial(TestDrafter, known, right, session.text.text_ids)
+        makers[f"{100 * right:g}% right"] = partial(TestDrafter, known, right, session.text.text_ids)
     if rights:
-        makers[f"{rights[0]:.0%} right, {AS_RUN}"] = partial(TestDrafter, known, rights[0], session.text.text_ids)
+        makers[f"{100 * rights[0]:g}% right, {AS_RUN}"] = partial(TestDrafter, known, rights[0], session.text.text_ids)
     found: dict[str, list[Run]] = {name: [] for name in makers}
     for turn in range(rounds + 1):
         for name, make in makers.items():

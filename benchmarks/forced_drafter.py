@@ -39,14 +39,14 @@ COUNT = 2.0**20
 """How much is added to the first element of the state for each draft of a step."""
 TRACE = 1e-9
 AHEAD = 2
-"""How far the first draft is behind `input_pos`, the position of the last token in the caches: the token that was drawn
-last, which is not in the caches yet, is between them."""
+"""How many positions after `input_pos`, that of the last token in the caches, the first draft is: the token that was
+drawn last, which is not in the caches yet, is between them."""
 
 
 def random_drafter(text: TextRecord) -> Drafter:
     """Random matrices in the shape of a fitted drafter; they do not see the element of the state that counts."""
     draw = np.random.default_rng(0)
-    width, hidden = text.hidden_size, DrafterSettings().hidden_units
+    width, units = text.hidden_size, DrafterSettings().hidden_units
 
     def matrix(rows: int, columns: int) -> F32:
         return draw.standard_normal((rows, columns), np.float32) / np.float32(np.sqrt(columns))
@@ -54,7 +54,7 @@ def random_drafter(text: TextRecord) -> Drafter:
     scale = np.ones(2 * width, np.float32)
     scale[width] = 0
     head_ids = np.arange(min(HEAD_TOKENS, text.text_ids))
-    layers = matrix(hidden, 2 * width + 1), matrix(width, 2 * width + hidden + 1)
+    layers = matrix(units, 2 * width + 1), matrix(width, 2 * width + units + 1)
     return Drafter(scale, *layers, matrix(len(head_ids), width), head_ids)
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -244,14 +245,15 @@ def _is_installed(package: str) -> bool:
     return any(importlib.metadata.distributions(name=package))
 
 
-def without_directory(argument: str) -> str:
-    """An argument without where on this machine its file lies, which says nothing to others.
+def without_directories(argument: str) -> str:
+    """An argument without the directories of absolute paths: where a file lies on this machine says nothing to others.
 
-    >>> without_directory("/big/e2b"), without_directory("e2b=/big/e2b"), without_directory("--also=--kl 0.1")
-    ('e2b', 'e2b=e2b', '--also=--kl 0.1')
+    >>> without_directories("/big/e2b/"), without_directories("e2b=/big/e2b"), without_directories("a/b or c")
+    ('e2b', 'e2b=e2b', 'a/b or c')
+    >>> without_directories("--also=--calibrate /big/text --kl 0.1")
+    '--also=--calibrate text --kl 0.1'
     """
-    before, equals, path = argument.rpartition("=")
-    return before + equals + os.path.basename(path)
+    return re.sub(r"(?<![^\s=])/(?:[^\s/]+/)*([^\s/]+)/?(?!\S)", r"\1", argument)
 
 
 class Recorder:
@@ -284,7 +286,7 @@ class Recorder:
             start=measured.start,
             threads=measured.threads,
             context=measured.context,
-            arguments=("python", "-m", f"benchmarks.{self._runner}", *map(without_directory, sys.argv[1:])),
+            arguments=("python", "-m", f"benchmarks.{self._runner}", *map(without_directories, sys.argv[1:])),
             tests=dict(measured.tests),
             model=measured.model,
             binaries=(),

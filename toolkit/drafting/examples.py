@@ -29,7 +29,7 @@ class Examples:
     following: I64
     passage: I64
     greedy: NDArray[np.bool_]
-    """For each row, whether it is of the greedy part of its passage, where the next row's token is `following`."""
+    """For each row, whether the model wrote its token greedily."""
 
     @classmethod
     def of(cls, passages: Sequence[Passage]) -> Examples:
@@ -48,6 +48,23 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.at)
+
+    def fitted(self) -> I64:
+        """The rows of the passages that a drafter is fitted to: of ten, all but the fifth and the tenth."""
+        return np.flatnonzero(self.passage % 5 != 4)
+
+    def judging(self, drafts: int) -> I64:
+        """The greedy rows of each fifth passage of ten that begin `drafts` rows: a drafter is judged by them."""
+        return self._greedy_starts(drafts, 4)
+
+    def choosing(self, drafts: int) -> I64:
+        """The same of each tenth passage: by these one of several drafters may be chosen."""
+        return self._greedy_starts(drafts, 9)
+
+    def _greedy_starts(self, drafts: int, tenth: int) -> I64:
+        starts = self.starts(drafts)
+        kept: I64 = starts[(self.greedy & (self.passage % 10 == tenth))[starts]]
+        return kept
 
     def starts(self, drafts: int) -> I64:
         """The rows that are the first of `drafts` consecutive rows of one passage."""

@@ -9,7 +9,7 @@ drawn or greedy, but its likeliest tokens are always what is to be guessed.
 
 Training begins at the ridge regression of states on inputs, with a hidden layer that adds nothing yet. Adam (Kingma and
 Ba, https://arxiv.org/abs/1412.6980) lowers the cross-entropy of the tokens plus Huber's loss of the states. Of all
-epochs, the network whose drafts are accepted most often on held-out passages is kept.
+epochs, the network whose drafts are accepted most often on other passages is kept.
 
 Each batch is cut into the same shards, whose gradients are added in order, however many threads there are: with
 products that use one thread each, the result is the same on the same kind of processor.
@@ -39,8 +39,8 @@ _LEAST_SCALE = 0.05
 _BATCH = 256  # chains
 _MOST_STEPS = 8192  # of training, each with a batch: with much text there are fewer epochs
 _SHARDS = 4
-_RATE = 1.0  # Adam's learning rate, times the number of inputs: a step changes what a matrix gives by about as much
-_MEANS = (0.9, 0.98)  # how much of its running means Adam keeps in a step
+_LEARNING_RATE = 1.0  # times the number of inputs: a step of Adam changes what a matrix gives by about as much
+_BETAS = (0.9, 0.98)  # how much of its running means Adam keeps in a step
 _WARM_UP = 100  # steps
 _ROWS = 1024  # in a product on one thread
 _BAND = 32  # rows of a matrix that a thread changes at a time
@@ -72,8 +72,8 @@ class Drafter:
 class Problem:
     """What to fit, and to what.
 
-    `examples`: of these, every fifth passage is held out. `embedding`: gives f32[n, D] for i64[n] ids. `head`,
-    `head_ids`: see `Drafter`. `hidden_units`: M. `epochs`: how often each chain is trained on.
+    `embedding`: gives f32[n, D] for i64[n] ids. `head`, `head_ids`: see `Drafter`. `hidden_units`: M. `epochs`: how
+    often each chain is trained on, if that is not too often.
     """
 
     examples: Examples
@@ -83,44 +83,31 @@ class Problem:
     hidden_units: int
     epochs: int
 
-    def rows(self) -> I64:
-        """The examples that are fitted to: those that are not of held-out passages."""
-        return np.flatnonzero(~self._held_out)
-
-    def held_out(self, drafts: int) -> I64:
-        """The examples of held-out greedy text that `drafts` - 1 more follow in their passage."""
-        starts = self.examples.starts(drafts)
-        return starts[(self._held_out & self.examples.greedy)[starts]]
-
-    @property
-    def _held_out(self) -> NDArray[np.bool_]:
-        held: NDArray[np.bool_] = self.examples.passage % 5 == 4
-        return held
-
 
 def fit(
     problem: Problem, *, threads: int = 1, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Drafter:
     """Fit the drafter for a problem; `progress` gets the number of steps done and their total.
 
-    `threads`: how many compute; they do not change the result.
+    `threads`: how many compute, 4 at most; they do not change the result.
     """
     random = np.random.default_rng(0)
     data = _Data.of(problem)
-    held, chains = problem.held_out(CHAIN), np.intersect1d(problem.rows(), problem.examples.starts(CHAIN))
+    examples = problem.examples
+    chains, held = np.intersect1d(examples.fitted(), examples.starts(CHAIN)), examples.choosing(CHAIN)
     with single_threaded_blas(), ThreadPoolExecutor(threads, thread_name_prefix="fit") as pool:
         network = _initial(data, problem, random)
         best, most = network.copy(), network.accepted(data, held, pool)
         batches = max(1, round(len(chains) / _BATCH))
         epochs = min(problem.epochs, max(1, _MOST_STEPS // batches)) if len(chains) else 0
-        training = _Training(network, pool, epochs * batches)
+        training = _Adam(network, pool, epochs * batches)
         for _ in range(epochs):
             for batch in np.array_split(random.permutation(chains), batches):
                 progress(training.done, training.steps)
                 training.step(data, batch)
-            if (accepted := network.accepted(data, held, pool)) > most:
+            if (accepted := network.accepted(data, held, pool)) >= most:
                 best, most = network.copy(), accepted
-    progress(1, 1)
+        progress(max(1, training.steps), max(1, training.steps))
     return best.drafter(data.scale, problem)
 
 
@@ -129,7 +116,7 @@ class _Data:
     """The examples, with inputs and states scaled to a mean square of about 1.
 
     Row r of the examples has the embedding `embeddings[places[r]]`, the state `states[at[r] - 1]` before it and
-    `states[at[r]]` after it, and the token `head_scaled[classes[r]]` after that, or one that the head lacks: -1.
+    `states[at[r]]` after it, and the token of row `classes[r]` of `head` after that, or if the head lacks it -1.
     """
 
     scale: F32
@@ -147,8 +134,11 @@ class _Data:
         examples = problem.examples
         used, places, counts = np.unique(examples.tokens, return_inverse=True, return_counts=True)
         embeddings = problem.embedding(used)
-        squares = (np.square(embeddings, dtype=np.float64) * (counts / counts.sum())[:, None]).sum(0)
-        moments = [squares, np.square(examples.states, dtype=np.float64).mean(0)]
+        shares = (counts / counts.sum()).astype(np.float32)
+        moments = [
+            np.einsum("t,td,td->d", shares, embeddings, embeddings),
+            np.einsum("td,td->d", examples.states, examples.states) / len(examples.states),
+        ]
         scales = [1 / np.maximum(np.sqrt(some), _LEAST_SCALE * np.sqrt(some).mean()) for some in moments]
         of_tokens, of_states = (some.astype(np.float32) for some in scales)
         place = np.full(int(max(problem.head_ids.max(), examples.following.max(initial=0))) + 1, -1)
@@ -191,12 +181,12 @@ class _Network:
 
     def guesses(self, data: _Data, rows: I64) -> Iterator[tuple[F32, F32]]:
         """For each draft of the chains at some rows what `state` multiplies, f32[n, I + M], and the guess f32[n, D]."""
-        guess, inputs = data.states[data.at[rows] - 1], self.hidden.shape[1]
+        guess, width, inputs = data.states[data.at[rows] - 1], len(self.state), self.hidden.shape[1]
         for step in range(CHAIN):
             features = np.empty((len(rows), self.state.shape[1]), np.float32)
-            features[:, : inputs - 1 - guess.shape[1]] = data.embeddings[data.places[rows + step]]
-            features[:, inputs - 1 - guess.shape[1] : inputs - 1] = guess
-            features[:, inputs - 1] = 1
+            features[:, :width] = data.embeddings[data.places[rows + step]]
+            features[:, width : 2 * width] = guess
+            features[:, 2 * width] = 1
             np.maximum(features[:, :inputs] @ self.hidden.T, 0, out=features[:, inputs:])
             guess = features @ self.state.T
             yield features, guess
@@ -218,7 +208,7 @@ class _Network:
         """The gradients in `hidden` and `state` of the sum of the losses of the chains at some rows, times `weight`."""
         inputs, width = self.hidden.shape[1], len(self.state)
         drafts = list(self.guesses(data, rows))
-        guessed, active = (np.empty((CHAIN, len(rows), size), np.float32) for size in (width, len(self.hidden)))
+        of_guesses, of_hidden = (np.empty((CHAIN, len(rows), size), np.float32) for size in (width, len(self.hidden)))
         onwards = np.float32(0)  # the gradient in a guess of the losses of the drafts after it
         for step in reversed(range(CHAIN)):
             features, guess = drafts[step]
@@ -227,14 +217,14 @@ class _Network:
             slope += _token_slopes(guess, data.head, data.classes[rows + step])
             slope *= weight
             slope += onwards
-            back = slope @ self.state[:, inputs - 1 - width :]  # in the state, the 1, and the hidden layer
-            np.multiply(back[:, width + 1 :], features[:, inputs:] > 0, out=active[step])
-            onwards = back[:, :width] + active[step] @ self.hidden[:, inputs - 1 - width : inputs - 1]
-            guessed[step] = slope
+            back = slope @ self.state[:, width:]  # in the state before, the 1, and the hidden layer
+            np.multiply(back[:, width + 1 :], features[:, inputs:] > 0, out=of_hidden[step])
+            onwards = back[:, :width] + of_hidden[step] @ self.hidden[:, width : 2 * width]
+            of_guesses[step] = slope
         features = np.concatenate([features for features, _ in drafts])
         return (
-            active.reshape(len(features), -1).T @ features[:, :inputs],
-            guessed.reshape(len(features), -1).T @ features,
+            of_hidden.reshape(len(features), len(self.hidden)).T @ features[:, :inputs],
+            of_guesses.reshape(len(features), width).T @ features,
         )
 
 
@@ -253,7 +243,7 @@ def _token_slopes(guesses: F32, head: F32, classes: I64) -> F32:
 
 def _initial(data: _Data, problem: Problem, random: np.random.Generator) -> _Network:
     """The ridge regression of states, and a hidden layer with random inputs that nothing reads yet."""
-    rows, width = problem.rows(), data.states.shape[1]
+    rows, width = problem.examples.fitted(), data.states.shape[1]
     inputs = 2 * width + 1
     gram, cross = np.zeros((inputs, inputs)), np.zeros((inputs, width))
     for start in range(0, len(rows), _ROWS):
@@ -268,19 +258,19 @@ def _initial(data: _Data, problem: Problem, random: np.random.Generator) -> _Net
     return _Network(random.uniform(-spread, spread, (problem.hidden_units, inputs)).astype(np.float32), state)
 
 
-class _Training:
+class _Adam:
     """Steps of Adam, with a learning rate that rises at first and then falls to 0 at the last step."""
 
     def __init__(self, network: _Network, pool: ThreadPoolExecutor, steps: int) -> None:
         self._network, self._pool = network, pool
         self.steps, self.done = steps, 0
-        self._trained = [_Trained.of(matrix) for matrix in (network.hidden, network.state)]
+        self._trained = [_Moments.of(matrix) for matrix in (network.hidden, network.state)]
 
     def step(self, data: _Data, rows: I64) -> None:
         """Change the network by one step, for the chains that begin at some rows."""
         gradients = partial(self._network.gradients, data, weight=np.float32(1 / len(rows)))
         shards = list(self._pool.map(gradients, np.array_split(rows, _SHARDS)))
-        rate = _RATE / len(data.scale) * min(1, (self.done + 1) / _WARM_UP) * (1 - self.done / self.steps)
+        rate = _LEARNING_RATE / len(data.scale) * min(1, (self.done + 1) / _WARM_UP) * (1 - self.done / self.steps)
         self.done += 1
         for trained, some in zip(self._trained, zip(*shards, strict=True), strict=True):
             change = partial(trained.step, some, rate, self.done)
@@ -289,7 +279,7 @@ class _Training:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trained:
+class _Moments:
     """A matrix, and the running means of its gradients and of their squares."""
 
     matrix: F32
@@ -297,7 +287,7 @@ class _Trained:
     square: F32
 
     @classmethod
-    def of(cls, matrix: F32) -> _Trained:
+    def of(cls, matrix: F32) -> _Moments:
         """A matrix before its first step."""
         return cls(matrix, np.zeros_like(matrix), np.zeros_like(matrix))
 
@@ -305,10 +295,10 @@ class _Trained:
         """Step number `step` of a few rows, from `start` on; the gradient is the sum of `gradients`."""
         some = slice(start, start + _BAND)
         gradient = sum((one[some] for one in gradients[1:]), gradients[0][some])
-        for mean, value, kept in zip((self.mean, self.square), (gradient, np.square(gradient)), _MEANS, strict=True):
+        for mean, value, kept in zip((self.mean, self.square), (gradient, np.square(gradient)), _BETAS, strict=True):
             mean[some] *= np.float32(kept)
             mean[some] += np.float32(1 - kept) * value
-        means, squares = (1 - kept**step for kept in _MEANS)
+        means, squares = (1 - kept**step for kept in _BETAS)
         size = np.sqrt(self.square[some] / np.float32(squares))
         size += np.float32(1e-8)
         self.matrix[some] -= self.mean[some] / size * np.float32(rate / means)

@@ -39,7 +39,7 @@ HEAD_TOKENS = 8192
 EPOCHS = 24
 LEAST_ACCEPTED = 0.7
 """A step that checks three drafts takes 1.30 times as long as one that checks none in int8, and 1.64 times in int4 per
-channel; three drafts of a fiftieth of a step each add 0.06 (docs/speculative.md)."""
+channel; three drafts of an eightieth of a step each add 0.04 (docs/speculative.md)."""
 MEASURED_STEPS = 1024
 
 StageProgress = Callable[[str, int, int], None]
@@ -100,7 +100,8 @@ def make_drafter(
     with Session(bundle, wanted) as opened:
         passages = write_passages(bundle, opened, settings.tokens, progress=wrote)
         name = opened.size
-    examples = Examples.of(passages)
+    examples, kept_text = Examples.of(passages), dump_passages(passages)
+    del passages  # their states are in `examples` now
     runtime = BACKENDS[0].start(wanted.backend_options)
     try:
         embedding = Embeddings.of_bundle(bundle, runtime)
@@ -108,12 +109,12 @@ def make_drafter(
         # Both Gemma families embed by the rows of the output matrix, times the root of the hidden size.
         head = embedding(head_ids) * np.float32(text.hidden_size**-0.5)
         problem = Problem(examples, embedding, head, head_ids, settings.hidden_units, EPOCHS)
+        rows = _judging_rows(examples, text.draft_tokens)
         drafter = fit(problem, threads=wanted.threads, progress=lambda done, total: how.progress("fit", done, total))
         write_drafter(output / DRAFTER, drafter, text)
-        write_bytes(output / DRAFTER_TEXT, dump_passages(passages))
+        write_bytes(output / DRAFTER_TEXT, kept_text)
         found = hash_file(output / DRAFTER)
         file = ModelFile(output / DRAFTER, found.sha256, found.size)
-        rows = _measured_rows(problem, text.draft_tokens)
         acceptance = measure_acceptance(file, embedding, examples, rows, text.draft_tokens, wanted.backend_options)
     finally:
         runtime.close()
@@ -145,15 +146,15 @@ def drafter_for_export(
 
 def _head_ids(examples: Examples, limit: int) -> I64:
     """The `limit` tokens that may be drafted, sorted: the most frequent ones of the text, then the lowest ids."""
-    counts = np.bincount(examples.following, minlength=limit)[:limit]
+    counts = np.bincount(examples.following[examples.fitted()], minlength=limit)[:limit]
     order = np.lexsort((np.arange(limit), -counts))
     return np.sort(order[: min(limit, HEAD_TOKENS)]).astype(np.int64)
 
 
-def _measured_rows(problem: Problem, drafts: int) -> I64:
-    """Rows of held-out passages, evenly spread over them."""
-    held = problem.held_out(drafts)
-    if not len(held):
+def _judging_rows(examples: Examples, drafts: int) -> I64:
+    """Rows that the drafter is judged by, evenly spread; BundleError if there are none, or none to fit to."""
+    rows = examples.judging(drafts)
+    if not len(rows) or not len(examples.fitted()):
         raise BundleError("drafter", found="no held-out text", wanted="some", remedy="let the model write more text")
-    picked = np.linspace(0, len(held) - 1, min(len(held), MEASURED_STEPS)).astype(np.int64)
-    return held[picked]
+    picked = np.linspace(0, len(rows) - 1, min(len(rows), MEASURED_STEPS)).astype(np.int64)
+    return rows[picked]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -291,8 +291,7 @@ class _Columns:
             yield some, by_block[self.blocks[some]]
 
     def _nearest(self, wanted: F32, inverse_scale: F32, codes: F32) -> None:
-        """Write the codes that are nearest to some weights, which are changed. Each pass over a column costs as much to
-        begin as it takes."""
+        """Write the codes that are nearest to some weights, which are changed."""
         wanted *= inverse_scale
         np.rint(wanted, out=codes)
         np.clip(codes, *self.limits, out=codes)
@@ -343,28 +342,30 @@ def _scales_of_few(blocks: F32, scheme: Scheme, mass: F32) -> F32:
     low, high = _codes(scheme)
     plain = np.maximum(np.maximum(blocks.max(-1) / high, blocks.min(-1) / low), ROW_SCALE_MIN)
     weighted = blocks * mass
-    best, least, ratios = plain, np.full(plain.shape, np.inf, np.float32), np.ones_like(plain)
 
-    def consider(tried: F32) -> None:
-        nonlocal best, least, ratios
-        q = blocks / (plain * tried)[..., None]
+    def clipped(ratios: F32) -> tuple[F32, F32, F32]:
+        """Costs, scales refitted to codes that clip at ratios of the plain scales, and the ratios."""
+        q = blocks / (plain * ratios)[..., None]
         np.rint(q, out=q)
         np.clip(q, low, high, out=q)
         wq = np.einsum("rbw,rbw->rb", weighted, q)
         np.multiply(q, q, out=q)
         qq = np.einsum("rbw,bw->rb", q, mass)
-        scale = wq / np.maximum(qq, np.float32(np.finfo(np.float32).tiny))
-        scale = _stored(np.where(scale > 0, scale, plain), scheme)
-        cost = scale * (scale * qq - 2 * wq)
-        better = cost < least
-        best, least = np.where(better, scale, best), np.where(better, cost, least)
-        ratios = np.where(better, tried, ratios)
+        scales = wq / np.maximum(qq, np.float32(np.finfo(np.float32).tiny))
+        scales = _stored(np.where(scales > 0, scales, plain), scheme)
+        return scales * (scales * qq - 2 * wq), scales, ratios
 
-    for ratio in _CLIPPED if scheme.element.bits < 8 else _CLIPPED[:2]:
-        consider(np.full_like(plain, ratio))
-    for beside in (ratios - np.float32(_BETWEEN), ratios + np.float32(_BETWEEN)):
-        consider(beside)
-    return _stored(best, scheme)
+    some = _CLIPPED if scheme.element.bits < 8 else _CLIPPED[:2]
+    best = reduce(_cheaper, (clipped(np.full_like(plain, ratio)) for ratio in some))
+    beside = (best[2] - np.float32(_BETWEEN), best[2] + np.float32(_BETWEEN))
+    return reduce(_cheaper, map(clipped, beside), best)[1]
+
+
+def _cheaper(one: tuple[F32, F32, F32], other: tuple[F32, F32, F32]) -> tuple[F32, F32, F32]:
+    """Of two choices for each block, of which the first array has the costs, the cheaper ones."""
+    better = other[0] < one[0]
+    costs, scales, ratios = (np.where(better, new, old) for old, new in zip(one, other, strict=True))
+    return costs, scales, ratios
 
 
 def _stored(scales: F32, scheme: Scheme) -> F32:

@@ -35,8 +35,9 @@ Map = Callable[[Callable[[int], None], Sequence[int]], object]
 DAMPING = 0.03
 """Added to the diagonal of the second moments, as a fraction of its mean. GPTQ's default is 0.01; with 0.03 the tiny
 model's int4 diverges less (docs/calibration.md)."""
-LARGEST_PART = 2048
-"""Inputs that are considered together; a wider matrix is rounded in parts of 80 MiB, which bounds time and memory."""
+LARGEST_PART = 1024
+"""Inputs that are considered together; a wider matrix is rounded in parts, which bounds time and memory. With less than
+some four tokens for each input, smaller parts are more exact, too (docs/calibration.md)."""
 _TOWARDS = 0.5  # of the way to the weights that would give the float model's products
 _SWEEPS = 2  # in which each code of less than 8 bits is chosen again; 8 bits hardly gain (docs/calibration.md)
 _TILES = 4  # products that the second moments of a part are computed in

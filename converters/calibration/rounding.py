@@ -13,7 +13,7 @@ from converters.family import F32, CalibrationPass
 from converters.plan import GraphFiles, Plan
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
-from toolkit.quant.gptq import LARGEST_PART, Inputs, measure_inputs, round_rows
+from toolkit.quant.gptq import Inputs, measure_inputs, round_rows
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.stream import is_copied
@@ -25,6 +25,7 @@ Range = tuple[int, int]
 _BAND_WEIGHTS = 1 << 23  # of a band that one thread rounds: 32 MiB, and a few arrays of this size
 _BAND_ROWS = 2048
 _DEQUANTIZED_ROWS = 128
+_SHARED_INPUTS = 2048  # the widest that are kept for a later matrix while those of another are measured
 _PRODUCT_ROWS = 1024  # of a matrix, in a product that one thread computes
 _PIECE_ROWS = 16384  # 128 MiB at a hidden size of 2048
 _PASS_BYTES = 2 << 30
@@ -152,9 +153,9 @@ class Rounding:
         for measured, of, inputs in self._inputs:
             if measured is x and of == columns:
                 return inputs
-        # Frees the memory first; of several parts, one matrix's inputs are enough.
-        few = columns[1] - columns[0] <= LARGEST_PART
-        self._inputs = [known for known in self._inputs[-1:] if few and len(known[2].parts) == 1]
+        width = columns[1] - columns[0]
+        # Frees the memory of what is not shared first.
+        self._inputs = [known for known in self._inputs[-1:] if max(width, len(known[2].masses)) <= _SHARED_INPUTS]
         own = x[slice(*tokens), slice(*columns)]
         plain = None if wanted is None else x[slice(*wanted), slice(*columns)]
         inputs = measure_inputs(own, self._run, wanted=plain)

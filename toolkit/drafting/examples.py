@@ -50,20 +50,21 @@ class Examples:
         return len(self.at)
 
     def fitted(self) -> I64:
-        """The rows of the passages that a drafter is fitted to: of ten, all but the fifth and the tenth."""
+        """The rows of the passages that a drafter is fitted to: all but every fifth."""
         return np.flatnonzero(self.passage % 5 != 4)
 
     def judging(self, drafts: int) -> I64:
-        """The greedy rows of each fifth passage of ten that begin `drafts` rows: a drafter is judged by them."""
-        return self._greedy_starts(drafts, 4)
+        """The greedy rows of some other passages that begin `drafts` rows: a drafter is judged by them."""
+        return self._greedy_starts(drafts, (4, 9))
 
     def choosing(self, drafts: int) -> I64:
-        """The same of each tenth passage: by these one of several drafters may be chosen."""
-        return self._greedy_starts(drafts, 9)
+        """The same of the remaining passages: by these one of several drafters may be chosen."""
+        return self._greedy_starts(drafts, (14, 19))
 
-    def _greedy_starts(self, drafts: int, tenth: int) -> I64:
+    def _greedy_starts(self, drafts: int, passages: tuple[int, int]) -> I64:
+        """Of twenty passages two: with an even and an odd number, since every other one is a chat."""
         starts = self.starts(drafts)
-        kept: I64 = starts[(self.greedy & (self.passage % 10 == tenth))[starts]]
+        kept: I64 = starts[(self.greedy & np.isin(self.passage % 20, passages))[starts]]
         return kept
 
     def starts(self, drafts: int) -> I64:

@@ -64,7 +64,7 @@ def test_the_same_problem_has_the_same_drafter_with_any_number_of_threads() -> N
     assert all((getattr(one, name) == getattr(other, name)).all() for name in ("scale", "hidden", "state"))
 
 
-@pytest.mark.parametrize("passages", [3, 6, 12])
+@pytest.mark.parametrize("passages", [3, 6, 16])
 @pytest.mark.parametrize("length", [2, 4, 5])
 def test_little_text_is_enough(passages: int, length: int) -> None:
     """No or one chain in a passage, and perhaps no passage that is held out."""
@@ -142,7 +142,7 @@ def test_no_passage_is_fitted_to_and_chosen_by_and_judged_by() -> None:
     passages = [
         set(examples.passage[rows].tolist()) for rows in (examples.fitted(), examples.choosing(3), examples.judging(3))
     ]
-    assert passages[1:] == [{9, 19}, {4, 14}] and passages[0] == set(range(20)) - {4, 9, 14, 19}
+    assert passages[1:] == [{14, 19}, {4, 9}] and passages[0] == set(range(20)) - {4, 9, 14, 19}
     assert len(examples.judging(1)) - len(examples.judging(3)) == 2 * 2
 
 

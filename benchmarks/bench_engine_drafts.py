@@ -16,14 +16,13 @@ its last step, which may pass the wanted number of tokens.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.bench_speculative import PLAIN, Run, decode, figures, table
+from benchmarks.bench_speculative import PLAIN, Run, decode, report
 from benchmarks.engine_answer import Answer, AnswerRequest, run_child
 from benchmarks.forced_drafter import (
     drawn,
@@ -33,9 +32,8 @@ from benchmarks.forced_drafter import (
     replace_drafter,
     write_forced_drafter,
 )
-from benchmarks.measure import RESULTS, Measured, Recorder, model_record, this_device
+from benchmarks.measure import RESULTS, Recorder
 from toolkit.base.errors import EnvironmentFault, UsageError
-from toolkit.results.figures import FigureName
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.speculative import DraftStatistics
@@ -150,7 +148,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recorder = Recorder("engine_drafts")
     bundle = Bundle(options.bundle)
-    text = bundle.manifest.text
     load = Load(options.prompt, options.decode, options.threads)
     with TemporaryDirectory(dir=options.work) as folder:
         work = Path(folder)
@@ -162,28 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = measure(file, made, load, options.rounds, cache)
         except (EnvironmentFault, UsageError) as error:
             sys.exit(f"error: {error}")
-    name = f"tg{load.decode}"
-    tests: dict[str, FigureName] = {name: "decode_tokens_per_s"}
-    drafted: dict[str, FigureName] = {
-        **tests,
-        f"{name}:accepted": "draft_acceptance_fraction",
-        f"{name}:per_step": "decode_tokens_per_step",
-    }
-    for contender, runs in found.items():
-        conditions = {"runtime": "LiteRT-LM", "drafts": contender, "draft_tokens": str(text.draft_tokens)}
-        recorder.append(
-            options.output,
-            Measured(
-                model_record(options.bundle, options.bundle.name),
-                tests if contender == PLAIN else drafted,
-                [figures(run) for run in runs],
-                {**conditions, "prompt": load.prompt},
-                threads=load.threads,
-                context=text.context,
-            ),
-        )
-    step = statistics.median(run.seconds / run.tokens for run in found[PLAIN]) * 1e3
-    print(f"{this_device()}\nload before: {recorder.load_before:.2f}; a plain step: {step:.1f} ms\n\n{table(found)}")
+    conditions = {"runtime": "LiteRT-LM", "prompt": load.prompt}
+    report(recorder, options.output, options.bundle, found, conditions, decode=load.decode, threads=load.threads)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -149,6 +149,40 @@ def table(found: dict[str, list[Run]]) -> str:
     return markdown(header, rows)
 
 
+def report(
+    recorder: Recorder,
+    output: Path,
+    bundle: Path,
+    found: dict[str, list[Run]],
+    conditions: Mapping[str, str],
+    *,
+    decode: int,
+    threads: int,
+) -> None:
+    """Append a record for each contender to the file `output`, and print the table."""
+    record, model = Bundle(bundle).manifest.text, model_record(bundle, bundle.name)
+    tests: dict[str, FigureName] = {f"tg{decode}": "decode_tokens_per_s"}
+    drafted: dict[str, FigureName] = {
+        **tests,
+        f"tg{decode}:accepted": "draft_acceptance_fraction",
+        f"tg{decode}:per_step": "decode_tokens_per_step",
+    }
+    for name, runs in found.items():
+        recorder.append(
+            output,
+            Measured(
+                model,
+                tests if name == PLAIN else drafted,
+                [figures(run) for run in runs],
+                {"drafts": name, "draft_tokens": str(record.draft_tokens), **conditions},
+                threads=threads,
+                context=record.context,
+            ),
+        )
+    step = statistics.median(run.seconds / run.tokens for run in found[PLAIN]) * 1e3
+    print(f"{this_device()}\nload before: {recorder.load_before:.2f}; a plain step: {step:.1f} ms\n\n{table(found)}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -168,36 +202,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recorder = Recorder("speculative")
     bundle = Bundle(options.bundle)
-    record = bundle.manifest.text
     settings = SessionSettings(threads=options.threads, weight_cache=options.cache or "memory")
     if options.text is None:
-        prompt = np.random.default_rng(0).integers(0, record.text_ids, options.prompt).tolist()
+        prompt = np.random.default_rng(0).integers(0, bundle.manifest.text.text_ids, options.prompt).tolist()
     else:
         prompt = bundle.tokenizer().encode(options.text.read_text(encoding="utf-8"), special=True)[: options.prompt]
     with Session(bundle, settings) as session, closing(DraftSources(session)) as sources:
         found = measure(session, sources.drafter(), prompt, options.decode, options.right, options.rounds)
-    tests: dict[str, FigureName] = {f"tg{options.decode}": "decode_tokens_per_s"}
-    drafted: dict[str, FigureName] = {
-        **tests,
-        f"tg{options.decode}:accepted": "draft_acceptance_fraction",
-        f"tg{options.decode}:per_step": "decode_tokens_per_step",
-    }
-    for name, runs in found.items():
-        conditions = {"drafts": name, "draft_tokens": str(record.draft_tokens), "prompt": str(len(prompt))}
-        conditions["text"] = "random" if options.text is None else options.text.name
-        recorder.append(
-            options.output,
-            Measured(
-                model_record(options.bundle, options.bundle.name),
-                tests if name == PLAIN else drafted,
-                [figures(run) for run in runs],
-                conditions,
-                threads=options.threads,
-                context=record.context,
-            ),
-        )
-    step = statistics.median(run.seconds / run.tokens for run in found[PLAIN]) * 1e3
-    print(f"{this_device()}\nload before: {recorder.load_before:.2f}; a plain step: {step:.1f} ms\n\n{table(found)}")
+    conditions = {"prompt": str(len(prompt)), "text": "random" if options.text is None else options.text.name}
+    report(recorder, options.output, options.bundle, found, conditions, decode=options.decode, threads=options.threads)
 
 
 if __name__ == "__main__":

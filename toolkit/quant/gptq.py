@@ -150,7 +150,7 @@ class _Measuring:
         mean = float(masses.mean(dtype=np.float64)) or 1.0
         moments = self.moments[np.ix_(self._order, self._order)]
         moments[np.diag_indices(len(moments))] += np.float32(DAMPING * mean)
-        factors = upper_factor(moments)
+        factors = _upper_factor(moments)
         pivots = np.diag(factors)
         self.moments, self._factors, self._squares = moments, factors / pivots, pivots * pivots
         for start in range(0, len(pivots), _SOLVED):
@@ -179,7 +179,7 @@ class _Measuring:
         return slice(width * tile // _TILES, width * (tile + 1) // _TILES)
 
 
-def upper_factor(moments: F32) -> F32:
+def _upper_factor(moments: F32) -> F32:
     """R, upper triangular, of H = R Rᵀ, f32[n, n]; LinAlgError if H is not positive definite.
 
     A few columns at a time, from the last on, so that nearly all of the work is in large products: LAPACK's
